@@ -1,0 +1,12 @@
+"""The two kinds of failure a user can cause and mend. Commands print them as one line, without a traceback."""
+
+
+class UserError(Exception):
+    """Something outside the program is wrong (a file, a device, a run folder). Commands exit with 1.
+
+    The message names what was wrong, the value, and what to do about it.
+    """
+
+
+class UsageError(UserError):
+    """What was asked for can never work (an unknown preset, heads that do not divide d_model). Exit code 2."""
