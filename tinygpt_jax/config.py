@@ -66,7 +66,12 @@ class DataConfig:
     def __post_init__(self) -> None:
         _check_types(self)
         _require(self.source != "", "source", "''", "must be builtin, tinystories, or a file or folder")
-        _require(0 < self.validation_fraction < 1, "validation_fraction", self.validation_fraction, "must be between 0 and 1")
+        _require(
+            0 < self.validation_fraction < 1,
+            "validation_fraction",
+            self.validation_fraction,
+            "must be between 0 and 1",
+        )
         _require(self.builtin_stories >= 2, "builtin_stories", self.builtin_stories, "must be at least 2")
         if self.max_vocab is not None:
             _require(self.max_vocab >= 1, "max_vocab", self.max_vocab, "must be at least 1")
@@ -163,9 +168,7 @@ class Config:
             raise UsageError(f"the configuration is not JSON: {error}") from None
         groups = {item.name: item for item in dataclasses.fields(cls)}
         _check_names(document, groups, "the configuration")
-        return cls(
-            **{name: _group_from_dict(item.type, name, document.get(name, {})) for name, item in groups.items()}
-        )
+        return cls(**{name: _group_from_dict(item.type, name, document.get(name, {})) for name, item in groups.items()})
 
     def differences(self, other: "Config", ignore: frozenset[str] = frozenset()) -> list[str]:
         """Lines like `model.d_model: 128 here, 256 there` for every field that differs and is not ignored."""

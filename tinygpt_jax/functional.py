@@ -1,0 +1,176 @@
+"""The mathematics of the model: pure functions on arrays. Nothing here holds a parameter or knows a config.
+
+Letters in shapes: b batch, t time (positions), q queries, k keys, h heads, d features of the residual stream,
+e features of one head, f features of the feed-forward hidden layer, v vocabulary.
+
+Dtypes, for every function: activations keep the dtype they come in (`x.dtype`, float32 or bfloat16); weights are
+cast to it where they meet an activation; statistics, softmax and losses are computed in float32.
+"""
+
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, Key
+
+
+def linear(
+    x: Float[Array, "*batch i"], weight: Float[Array, "i o"], bias: Float[Array, " o"] | None = None
+) -> Float[Array, "*batch o"]:
+    """x W + b, applied to the last axis."""
+    y = jnp.matmul(x, weight.astype(x.dtype))
+    return y if bias is None else y + _spread(bias, y)
+
+
+def layer_norm(
+    x: Float[Array, "*batch d"], scale: Float[Array, " d"], bias: Float[Array, " d"], epsilon: float = 1e-5
+) -> Float[Array, "*batch d"]:
+    """Give each position mean 0 and variance 1 over its features, then scale and shift (Ba et al. 2016, eq. 4)."""
+    x32 = x.astype(jnp.float32)
+    centred = x32 - jnp.mean(x32, axis=-1, keepdims=True)
+    variance = jnp.mean(jnp.square(centred), axis=-1, keepdims=True)
+    y = centred * jax.lax.rsqrt(variance + epsilon)
+    return (y * _spread(scale, y) + _spread(bias, y)).astype(x.dtype)
+
+
+def relu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """max(x, 0), with gradient 0 at 0 as Glorot et al. 2011 have it."""
+    return jnp.where(x > 0, x, jnp.zeros_like(x))
+
+
+def gelu(x: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
+    """GELU in the tanh form that GPT-2 uses (Hendrycks & Gimpel 2016, section 2)."""
+    inner = (2 / jnp.pi) ** 0.5 * (x + 0.044715 * x**3)
+    return 0.5 * x * (1 + jnp.tanh(inner))
+
+
+def feed_forward(
+    x: Float[Array, "*batch d"],
+    weight_in: Float[Array, "d f"],
+    bias_in: Float[Array, " f"],
+    weight_out: Float[Array, "f d"],
+    bias_out: Float[Array, " d"],
+    activation: Literal["relu", "gelu"] = "relu",
+) -> Float[Array, "*batch d"]:
+    """Two linear maps with a non-linearity between, at each position alone (Vaswani et al. 2017, eq. 2)."""
+    hidden = linear(x, weight_in, bias_in)
+    hidden = relu(hidden) if activation == "relu" else gelu(hidden)
+    return linear(hidden, weight_out, bias_out)
+
+
+def sinusoidal_encoding(length: int, d_model: int) -> Float[Array, "{length} {d_model}"]:
+    """Fixed positions in float32: sin(p / 10000^(2i/d)) on feature 2i, cos on 2i + 1 (Vaswani et al. 2017, 3.5)."""
+    position = jnp.arange(length, dtype=jnp.float32)[:, None]
+    frequency = 10_000.0 ** (-jnp.arange(0, d_model, 2, dtype=jnp.float32) / d_model)[None, :]
+    angle = position * frequency
+    return jnp.stack([jnp.sin(angle), jnp.cos(angle)], axis=-1).reshape(length, d_model)
+
+
+def causal_mask(query_length: int, key_length: int | None = None) -> Bool[Array, "q k"]:
+    """True where a query may look at a key: at its own position and before.
+
+    With more keys than queries, the queries are the last positions of the keys (decoding with a cache).
+    """
+    key_length = query_length if key_length is None else key_length
+    query_position = jnp.arange(key_length - query_length, key_length)[:, None]
+    return jnp.arange(key_length)[None, :] <= query_position
+
+
+def split_heads(x: Float[Array, "b t d"], n_heads: int) -> Float[Array, "b h t e"]:
+    """Cut the features into heads and bring the head axis before time, which makes the products contiguous."""
+    batch, length, d_model = x.shape
+    return x.reshape(batch, length, n_heads, d_model // n_heads).transpose(0, 2, 1, 3)
+
+
+def merge_heads(x: Float[Array, "b h t e"]) -> Float[Array, "b t d"]:
+    """The inverse of `split_heads`."""
+    batch, n_heads, length, head_dim = x.shape
+    return x.transpose(0, 2, 1, 3).reshape(batch, length, n_heads * head_dim)
+
+
+def attention(
+    query: Float[Array, "*heads q e"],
+    key: Float[Array, "*heads k e"],
+    value: Float[Array, "*heads k e"],
+    mask: Bool[Array, "..."] | None = None,
+) -> Float[Array, "*heads q e"]:
+    """Scaled dot-product attention, softmax(Q K^T / sqrt(e)) V (Vaswani et al. 2017, eq. 1).
+
+    Args:
+        query, key, value: any leading axes (batch, heads), then positions, then the features of a head.
+        mask: of the same rank as the scores `[*heads, q, k]`, or of rank 2; True where a query may look.
+            A query that may look nowhere gets zeros.
+    """
+    scale = query.shape[-1] ** -0.5
+    scores = jnp.einsum("...qe,...ke->...qk", query, key, preferred_element_type=jnp.float32) * scale
+    if mask is not None:
+        mask = mask.reshape((1,) * (scores.ndim - mask.ndim) + mask.shape)
+        scores = jnp.where(mask, scores, jnp.finfo(jnp.float32).min)
+    # Softmax, shifted by the largest score so that exp cannot overflow.
+    exponents = jnp.exp(scores - jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True)))
+    weights = exponents / jnp.sum(exponents, axis=-1, keepdims=True)
+    if mask is not None:
+        weights = jnp.where(mask, weights, 0.0)  # matters for rows with nothing to look at
+    return jnp.einsum("...qk,...ke->...qe", weights.astype(value.dtype), value)
+
+
+def dropout(key: Key[Array, ""], x: Float[Array, "*shape"], rate: float) -> Float[Array, "*shape"]:
+    """Set a random share of the features to 0 and scale the others up, so that the mean stays (Srivastava 2014).
+
+    One random byte decides for one feature, four bytes from each random word: a quarter of the usual random
+    numbers. The probability to keep is therefore rounded to k / 256, and 256 / k is the exact scale.
+    """
+    keep = max(1, round((1 - rate) * 256))
+    if keep == 256:
+        return x
+    *leading, features = x.shape
+    words = jax.random.bits(key, (*leading, -(-features // 4)), jnp.uint32)
+    octets = jax.lax.bitcast_convert_type(words, jnp.uint8).reshape(*leading, -1)[..., :features]
+    return jnp.where(octets < keep, x * (256 / keep), jnp.zeros_like(x))
+
+
+@jax.custom_vjp
+def embed(table: Float[Array, "v d"], tokens: Int[Array, "*batch"]) -> Float[Array, "*batch d"]:
+    """The table's row for each token. Its gradient adds up, per row, what the row's occurrences receive."""
+    return table[tokens]
+
+
+def _embed_forward(table, tokens):
+    return table[tokens], (tokens, table.shape[0])
+
+
+def _embed_backward(residuals, gradient):
+    # Adding in order of the token keeps equal rows side by side. The plain scatter-add that autodiff writes
+    # sends NVIDIA's threads to compete for the row of each frequent token: hundreds of times slower.
+    tokens, vocab_size = residuals
+    tokens = tokens.reshape(-1)
+    order = jnp.argsort(tokens)
+    rows = gradient.reshape(-1, gradient.shape[-1])[order]
+    table_gradient = jax.ops.segment_sum(rows, tokens[order], vocab_size, indices_are_sorted=True)
+    return table_gradient, None
+
+
+embed.defvjp(_embed_forward, _embed_backward)
+
+
+def cross_entropy(
+    logits: Float[Array, "*batch v"], targets: Int[Array, "*batch"], mask: Bool[Array, "*batch"] | None = None
+) -> Float[Array, ""]:
+    """Mean of -ln softmax(logits)[target] over the targets where mask is True, in nats; 0 when none is."""
+    losses = token_losses(logits, targets)
+    if mask is None:
+        return jnp.mean(losses)
+    return jnp.sum(jnp.where(mask, losses, 0.0)) / jnp.maximum(jnp.sum(mask), 1)
+
+
+def token_losses(logits: Float[Array, "*batch v"], targets: Int[Array, "*batch"]) -> Float[Array, "*batch"]:
+    """-ln softmax(logits)[target] for each position, in nats, as ln(sum(exp(logits))) - logits[target]."""
+    logits = logits.astype(jnp.float32)
+    largest = jax.lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True))
+    log_total = jnp.log(jnp.sum(jnp.exp(logits - largest), axis=-1)) + largest[..., 0]
+    return log_total - jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
+
+
+def _spread(vector, like):
+    """A `[d]` vector in the dtype and rank of `like`, so that no addition broadcasts silently."""
+    return vector.astype(like.dtype).reshape((1,) * (like.ndim - 1) + vector.shape)
