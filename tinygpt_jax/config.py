@@ -52,7 +52,7 @@ class ModelConfig:
 class DataConfig:
     """Which stories, in which vocabulary, and how they become rows of tokens."""
 
-    source: str = "tinystories"  # builtin, tinystories, or a file or folder of .txt, .jsonl, .csv, .parquet
+    source: str = "tinystories"  # (or --data) builtin, tinystories, or a file or folder of .txt, .jsonl, .csv, .parquet
     vocabulary: Literal["gpt2", "compact"] = "gpt2"  # all of GPT-2's tokens, or those that occur plus bytes
     max_vocab: int | None = None  # compact: keep only this many of the most frequent tokens (plus bytes)
     layout: Literal["padded", "packed"] = "padded"  # one story per row, or stories joined without a gap
@@ -89,7 +89,7 @@ class OptimizerConfig:
     beta1: float = 0.9  # decay of the mean of gradients
     beta2: float = 0.999  # decay of the mean of squared gradients
     epsilon: float = 1e-8  # keeps the division finite
-    weight_decay: float = 0.01  # on matrices only: never on biases, LayerNorm or positions
+    weight_decay: float = 0.01  # on matrices only, not on biases and LayerNorm
     clip_norm: float = 1.0  # global norm that gradients are scaled down to
 
     def __post_init__(self) -> None:
@@ -135,10 +135,11 @@ class TrainingConfig:
         )
 
 
-# What may differ between a checkpoint and the run that continues it, because the parameters' path through
-# training does not depend on it.
+# What may differ between a checkpoint and the run that continues it: it changes no update's result. (A longer run
+# with a cosine schedule does get other rates from then on; that is what its user asks for. A moved source is fine
+# as long as its stories are the same, which the corpus fingerprint tells.)
 FREE_TO_CHANGE = frozenset(
-    {"epochs", "steps", "eval_every", "eval_batches", "log_every", "tensorboard", "cache_dir", "remat"}
+    {"epochs", "steps", "eval_every", "eval_batches", "log_every", "tensorboard", "source", "cache_dir", "remat"}
 )
 
 

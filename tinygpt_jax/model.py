@@ -228,6 +228,12 @@ def empty_cache(config: ModelConfig, batch: int, capacity: int, dtype: Any) -> t
     return tuple((jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)) for _ in range(config.n_layers))
 
 
+def abstract_params(config: ModelConfig) -> Any:
+    """The parameters' shapes and dtypes, without their values."""
+    tokens = jnp.zeros((1, 1), jnp.int32)
+    return jax.eval_shape(lambda: GPT(config).init(jax.random.key(0), tokens)["params"])
+
+
 def _write(cache, new, column):
     return jax.lax.dynamic_update_slice_in_dim(cache, new.astype(cache.dtype), column, axis=2)
 

@@ -1,0 +1,68 @@
+"""What the commands share: flags from dataclasses, and failures as one line with the right exit code."""
+
+import contextlib
+import io
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import tyro
+
+from tinygpt_jax.errors import UsageError, UserError
+
+Arguments = TypeVar("Arguments")
+
+# Short names of configuration fields.
+_ALIASES = {"--data": "--source"}
+
+
+def parse(cls: type[Arguments], argv: Sequence[str] | None = None, default: Any = None) -> Arguments:
+    """An instance of the dataclass `cls` from flags; fields of nested dataclasses are flags of their own.
+
+    Args:
+        cls: the dataclass; its docstring and its fields' comments become the help.
+        argv: the flags (default: the command line's).
+        default: where to start from, in place of the fields' own defaults.
+
+    Raises:
+        UsageError: a flag is unknown or its value cannot be read.
+    """
+    argv = [_long_name(word) for word in (sys.argv[1:] if argv is None else argv)]
+    given = {} if default is None else {"default": default}
+    errors = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(errors):
+            return tyro.cli(cls, args=argv, config=(tyro.conf.OmitArgPrefixes,), **given)
+    except SystemExit as stop:
+        if stop.code == 0:  # --help
+            raise
+        raise UsageError(_one_line(errors.getvalue())) from None
+
+
+def run(main: Callable[[], None]) -> None:
+    """Call `main` and end the process: 0, or 2 on a usage error and 1 on any other failure, said in one line."""
+    try:
+        main()
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2 if isinstance(error, UsageError) else 1)
+    except BrokenPipeError:  # the reader of our output, `head` for example, has seen enough
+        sys.stderr.close()
+        sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def _long_name(word: str) -> str:
+    name, equals, value = word.partition("=")
+    return _ALIASES.get(name, name) + equals + value
+
+
+def _one_line(box: str) -> str:
+    """The sentences that tyro prints in a box, up to the rule before its advice, and the flag it suggests."""
+    lines = [line.strip("│╭╮╰╯─ ") for line in box.splitlines()[1:]]
+    message = " ".join(lines[: lines.index("")] if "" in lines else lines)
+    suggestions = [line for line in lines if line.startswith("--")]
+    if "Perhaps you meant:" in lines and suggestions:
+        message += f"; perhaps {suggestions[0].split(' ')[0]}?"
+    return f"{message} (--help lists the flags)"

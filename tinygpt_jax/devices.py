@@ -1,0 +1,109 @@
+"""What the program runs on: choosing a device, naming it, its peak rate, and the compilation cache."""
+
+import os
+import sys
+from pathlib import Path
+from typing import Literal
+
+from tinygpt_jax.errors import UserError
+
+Device = Literal["auto", "cpu", "gpu"]
+
+# Dense bfloat16 rates in FLOP/s from the makers' datasheets, by the name that JAX gives the device. The first
+# name that the device's contains counts.
+_PEAK_FLOPS = {
+    "B200": 2250e12,
+    "H200": 989e12,
+    "H100 PCIe": 756e12,
+    "H100": 989e12,
+    "A100": 312e12,
+    "L40S": 362e12,
+    "L4": 121e12,
+    "A10": 125e12,
+    "RTX 4090": 165e12,
+    "RTX 3090": 71e12,
+    "T4": 65e12,
+    "V100": 125e12,
+}
+
+
+def cache_folder() -> Path:
+    """The user's cache folder for this program: `$TINYGPT_CACHE`, else `tinygpt_jax` below `$XDG_CACHE_HOME`."""
+    chosen = os.environ.get("TINYGPT_CACHE")
+    if chosen:
+        return Path(chosen).expanduser()
+    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(base).expanduser() / "tinygpt_jax"
+
+
+def use_device(choice: Device = "auto") -> None:
+    """Make JAX run on `choice`, and keep compiled programs between runs. Call it before JAX is first used.
+
+    Raises:
+        UserError: a GPU was asked for and JAX does not see one.
+    """
+    import jax
+
+    if choice == "cpu":
+        jax.config.update("jax_platforms", "cpu")
+    if not jax.config.jax_compilation_cache_dir:
+        jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "compiled"))
+    try:
+        backend = jax.default_backend()
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"JAX cannot start its device: {reason}; try --device cpu") from None
+    if backend == "cpu" and choice != "cpu" and _nvidia_driver_is_loaded():
+        advice = "an NVIDIA GPU is here but JAX does not use it: pip install 'jax[cuda12]' (or check JAX_PLATFORMS)"
+        if choice == "auto":
+            print(f"warning: {advice}", file=sys.stderr)
+        else:
+            raise UserError(advice)
+    elif choice == "gpu" and backend != "gpu":
+        raise UserError(f"--device gpu: JAX sees no GPU here, only {backend}; leave --device out to run on it")
+
+
+def has_accelerator() -> bool:
+    """Whether JAX runs on something faster than the CPU."""
+    import jax
+
+    return jax.default_backend() != "cpu"
+
+
+def describe_devices() -> str:
+    """For example `4 x NVIDIA H100` or `CPU, 2 cores`."""
+    import jax
+
+    devices = jax.devices()
+    if devices[0].platform == "cpu":
+        return f"CPU, {os.cpu_count()} cores" + (f", as {len(devices)} devices" if len(devices) > 1 else "")
+    return (f"{len(devices)} x " if len(devices) > 1 else "") + devices[0].device_kind
+
+
+def peak_flops() -> float | None:
+    """Dense bfloat16 FLOP/s of all devices together, where the datasheet is known."""
+    import jax
+
+    kind = jax.devices()[0].device_kind
+    peak = next((rate for name, rate in _PEAK_FLOPS.items() if name in kind), None)
+    return peak and peak * jax.device_count()
+
+
+def resolve_dtype(name: Literal["auto", "float32", "bfloat16"]):
+    """The dtype of activations and products. `auto` is bfloat16 on an accelerator that multiplies it fast."""
+    import jax
+    import jax.numpy as jnp
+
+    if name != "auto":
+        return jnp.dtype(name)
+    device = jax.devices()[0]
+    if device.platform == "gpu":
+        # Ampere (8.0) is NVIDIA's first generation with bfloat16 in its tensor cores.
+        fast = float(getattr(device, "compute_capability", "0")) >= 8.0
+    else:
+        fast = device.platform == "tpu"
+    return jnp.dtype(jnp.bfloat16 if fast else jnp.float32)
+
+
+def _nvidia_driver_is_loaded() -> bool:
+    return Path("/proc/driver/nvidia/version").exists()

@@ -1,0 +1,134 @@
+"""One update: the state, the jitted training step, and how a batch lies on several devices."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, Bool, Float, Int
+
+from tinygpt_jax.config import TrainingConfig
+from tinygpt_jax.data.batches import Batch
+from tinygpt_jax.errors import UsageError
+from tinygpt_jax.model import GPT
+
+# Random keys are folded from the seed and a purpose, so that no two purposes share numbers.
+_INIT, _DROPOUT = 0, 1
+
+# Logits of one update, with their gradient, may take this much memory of a device before they are cut in pieces.
+_LOGITS_BYTES = {"cpu": 2 * 2**30, "gpu": 8 * 2**30}
+
+
+class TrainState(NamedTuple):
+    """Everything an update changes."""
+
+    step: Int[Array, ""]  # updates done
+    params: Any
+    opt_state: optax.OptState
+
+
+class StepMetrics(NamedTuple):
+    """What an update reports, left on the device until somebody reads it."""
+
+    loss: Float[Array, ""]
+    gradient_norm: Float[Array, ""]  # before clipping
+    applied: Bool[Array, ""]
+
+
+def data_mesh() -> Mesh:
+    """All devices on one axis, `data`: each holds the whole model and takes its share of a batch's rows."""
+    return jax.make_mesh((jax.device_count(),), ("data",), axis_types=(AxisType.Auto,))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """A whole copy on each device."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def put_batch(batch: Batch, mesh: Mesh) -> Batch:
+    """Send this process's rows of a batch to its devices."""
+    rows = NamedSharding(mesh, PartitionSpec("data"))
+    return Batch(*(jax.make_array_from_process_local_data(rows, x) for x in batch))
+
+
+def initial_state(model: GPT, optimizer: optax.GradientTransformation, seed: int, mesh: Mesh) -> TrainState:
+    """Fresh parameters, a function of the seed, on all devices."""
+
+    def create() -> TrainState:
+        key = jax.random.fold_in(jax.random.key(seed), _INIT)
+        params = model.init(key, jnp.zeros((1, 1), jnp.int32))["params"]
+        return TrainState(jnp.int32(0), params, optimizer.init(params))
+
+    return jax.jit(create, out_shardings=replicated(mesh))()
+
+
+def make_train_step(
+    model: GPT, optimizer: optax.GradientTransformation, config: TrainingConfig, mesh: Mesh
+) -> Callable[[TrainState, Batch, int], tuple[TrainState, StepMetrics]]:
+    """The jitted function (state, batch, step) -> (state, metrics). It consumes the state it is given.
+
+    An update with a non-finite loss or gradient leaves the state as it was, and so does every later one, because
+    `step` no longer follows the state's own count: the host, which reads metrics late, finds the last good state.
+
+    Raises:
+        UsageError: the batch does not divide over devices and micro-batches.
+    """
+    pieces = config.gradient_accumulation
+    share, rest = divmod(config.batch_size, pieces * mesh.size)
+    if rest:
+        raise UsageError(
+            f"batch_size {config.batch_size}: must be a multiple of "
+            f"gradient_accumulation {pieces} x {mesh.size} devices"
+        )
+    platform = mesh.devices.flat[0].platform
+    loss_options = {
+        "chunks": loss_chunks(model, share, platform),
+        "vocab_multiple": 1 if platform == "cpu" else 128,  # tensor cores want whole tiles
+    }
+
+    def loss_and_gradients(params, batch: Batch, key):
+        return jax.value_and_grad(lambda p: model.apply({"params": p}, *batch, key, **loss_options, method="loss"))(
+            params
+        )
+
+    def accumulated(params, batch: Batch, key):
+        """The same for a batch cut in pieces, each weighted by its share of the targets."""
+        total = jnp.maximum(jnp.sum(batch.mask), 1)
+
+        def add(carry, piece):
+            index, part = piece
+            weight = jnp.sum(part.mask) / total
+            result = loss_and_gradients(params, part, jax.random.fold_in(key, index))
+            return jax.tree.map(lambda a, b: a + weight * b, carry, result), None
+
+        zeros = (jnp.float32(0), jax.tree.map(jnp.zeros_like, params))
+        # Each piece takes every k-th row, so that it has rows on all devices.
+        parts = jax.tree.map(lambda x: x.reshape(-1, pieces, x.shape[-1]).swapaxes(0, 1), batch)
+        return jax.lax.scan(add, zeros, (jnp.arange(pieces), parts))[0]
+
+    def train_step(state: TrainState, batch: Batch, step: Int[Array, ""]) -> tuple[TrainState, StepMetrics]:
+        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(config.seed), _DROPOUT), step)
+        compute = loss_and_gradients if pieces == 1 else accumulated
+        loss, gradients = compute(state.params, batch, key)
+        norm = optax.global_norm(gradients)
+        updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
+        updated = TrainState(state.step + 1, optax.apply_updates(state.params, updates), opt_state)
+        applied = jnp.isfinite(loss) & jnp.isfinite(norm) & (state.step == step)
+        state = jax.tree.map(lambda new, old: jnp.where(applied, new, old), updated, state)
+        return state, StepMetrics(loss, norm, applied)
+
+    rows, whole = NamedSharding(mesh, PartitionSpec("data")), replicated(mesh)
+    return jax.jit(train_step, in_shardings=(whole, rows, whole), out_shardings=whole, donate_argnums=0)
+
+
+def loss_chunks(model: GPT, rows: int, platform: str) -> int:
+    """In how many pieces the loss of `rows` rows on one device is computed: as few as the memory rule allows.
+
+    The rule: logits and their gradient together stay below 2 GiB on a CPU and 8 GiB on an accelerator.
+    """
+    length = model.config.context_length
+    needed = 2 * rows * length * model.config.vocab_size * jnp.dtype(model.compute_dtype).itemsize
+    limit = _LOGITS_BYTES.get(platform, _LOGITS_BYTES["gpu"])
+    return next(n for n in range(1, length + 1) if length % n == 0 and (needed / n <= limit or n == length))
