@@ -2,8 +2,10 @@
 
 import contextlib
 import io
+import re
 import sys
 from collections.abc import Callable, Sequence
+from itertools import dropwhile
 from typing import Any, TypeVar
 
 import tyro
@@ -16,13 +18,16 @@ Arguments = TypeVar("Arguments")
 _ALIASES = {"--data": "--source"}
 
 
-def parse(cls: type[Arguments], argv: Sequence[str] | None = None, default: Any = None) -> Arguments:
+def parse(
+    cls: type[Arguments], argv: Sequence[str] | None = None, default: Any = None, others: bool = False
+) -> Arguments:
     """An instance of the dataclass `cls` from flags; fields of nested dataclasses are flags of their own.
 
     Args:
         cls: the dataclass; its docstring and its fields' comments become the help.
         argv: the flags (default: the command line's).
         default: where to start from, in place of the fields' own defaults.
+        others: leave flags that are none of this class's, `--help` among them, to another call.
 
     Raises:
         UsageError: a flag is unknown or its value cannot be read.
@@ -32,7 +37,10 @@ def parse(cls: type[Arguments], argv: Sequence[str] | None = None, default: Any 
     errors = io.StringIO()
     try:
         with contextlib.redirect_stderr(errors):
-            return tyro.cli(cls, args=argv, config=(tyro.conf.OmitArgPrefixes,), **given)
+            options = {"args": argv, "config": (tyro.conf.OmitArgPrefixes,), **given}
+            if others:
+                return tyro.cli(cls, return_unknown_args=True, add_help=False, **options)[0]
+            return tyro.cli(cls, **options)
     except SystemExit as stop:
         if stop.code == 0:  # --help
             raise
@@ -41,6 +49,8 @@ def parse(cls: type[Arguments], argv: Sequence[str] | None = None, default: Any 
 
 def run(main: Callable[[], None]) -> None:
     """Call `main` and end the process: 0, or 2 on a usage error and 1 on any other failure, said in one line."""
+    # A terminal that cannot show a story's characters, or a folder's name, is no reason to stop.
+    sys.stdout.reconfigure(errors="replace")  # pyright: ignore[reportAttributeAccessIssue]
     try:
         main()
     except UserError as error:
@@ -48,6 +58,9 @@ def run(main: Callable[[], None]) -> None:
         sys.exit(2 if isinstance(error, UsageError) else 1)
     except BrokenPipeError:  # the reader of our output, `head` for example, has seen enough
         sys.stderr.close()
+        sys.exit(1)
+    except OSError as error:
+        print(f"error: {error.filename or 'the system says'}: {error.strerror or error}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)
@@ -60,9 +73,15 @@ def _long_name(word: str) -> str:
 
 def _one_line(box: str) -> str:
     """The sentences that tyro prints in a box, up to the rule before its advice, and the flag it suggests."""
-    lines = [line.strip("│╭╮╰╯─ ") for line in box.splitlines()[1:]]
-    message = " ".join(lines[: lines.index("")] if "" in lines else lines)
-    suggestions = [line for line in lines if line.startswith("--")]
+    lines = [line.strip("│|╭╮╰╯+ ") for line in box.splitlines()[1:]]  # without the title
+    lines = list(dropwhile(_is_rule, lines))  # in ASCII, a rule follows the title
+    rule = next((i for i, line in enumerate(lines) if _is_rule(line)), len(lines))
+    message = " ".join(lines[:rule])
+    suggestions = [line.split(" ")[0] for line in lines[rule:] if re.match("--[a-z]", line)]
     if "Perhaps you meant:" in lines and suggestions:
-        message += f"; perhaps {suggestions[0].split(' ')[0]}?"
+        message += f"; perhaps {suggestions[0]}?"
     return f"{message} (--help lists the flags)"
+
+
+def _is_rule(line: str) -> bool:
+    return set(line) <= set("─-")

@@ -16,21 +16,62 @@ class Preset:
 
 PRESETS = {
     "quickstart": Preset(
-        "about 0.9 M parameters on the built-in stories, for any CPU, in minutes",
+        "0.9 M parameters on the built-in stories, for any CPU, in minutes",
         Config(
             model=ModelConfig(
-                n_layers=4, n_heads=4, d_model=128, d_ff=512, dropout=0.0, norm="pre", positions="learned"
+                # No built-in story is longer than 120 tokens.
+                context_length=120,
+                n_layers=4,
+                n_heads=4,
+                d_model=128,
+                d_ff=512,
+                dropout=0.0,
+                norm="pre",
             ),
             data=DataConfig(source="builtin", vocabulary="compact"),
             optimizer=OptimizerConfig(
-                learning_rate=3e-3, schedule="cosine", warmup_steps=50, beta2=0.99, weight_decay=0.1
+                learning_rate=3e-3,
+                schedule="cosine",
+                warmup_steps=100,
+                final_fraction=0.02,
+                beta2=0.99,
+                weight_decay=0.1,
             ),
-            training=TrainingConfig(steps=800, batch_size=32, eval_every=200, eval_batches=20),
+            training=TrainingConfig(steps=2200, batch_size=16, eval_every=550, eval_batches=40),
+        ),
+    ),
+    "laptop": Preset(
+        "5 M parameters on real stories that you give with --data, for a CPU, in about 20 minutes",
+        Config(
+            model=ModelConfig(
+                n_layers=4, n_heads=4, d_model=256, d_ff=1024, dropout=0.0, norm="pre", activation="gelu"
+            ),
+            data=DataConfig(vocabulary="compact", max_vocab=5000, layout="packed"),
+            optimizer=OptimizerConfig(
+                learning_rate=2e-3,
+                schedule="cosine",
+                warmup_steps=100,
+                final_fraction=0.02,
+                beta2=0.99,
+                weight_decay=0.1,
+            ),
+            training=TrainingConfig(steps=1600, batch_size=16, eval_every=200, eval_batches=20),
         ),
     ),
     "tinystories": Preset(
         "the reference system: 124 M parameters on TinyStories, post-LN, batch 32, 5 epochs, for one NVIDIA GPU",
-        Config(),
+        Config(training=TrainingConfig(log_every=100)),
+    ),
+    "tinystories-modern": Preset(
+        "the same size and data with pre-LN, GELU, packed rows, a larger batch and rate with warmup and cosine",
+        Config(
+            model=ModelConfig(norm="pre", activation="gelu", dropout=0.0),
+            data=DataConfig(layout="packed"),
+            optimizer=OptimizerConfig(
+                learning_rate=6e-4, schedule="cosine", warmup_steps=500, beta2=0.95, weight_decay=0.1
+            ),
+            training=TrainingConfig(epochs=2, batch_size=256, log_every=50, eval_every=500),
+        ),
     ),
 }
 

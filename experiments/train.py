@@ -1,7 +1,5 @@
 """Train a model, or go on with a run: python -m experiments.train --workdir runs/"""
 
-import dataclasses
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,29 +7,36 @@ from pathlib import Path
 from experiments import cli, presets
 from tinygpt_jax.config import Config
 from tinygpt_jax.devices import Device, has_accelerator, use_device
+from tinygpt_jax.training.checkpoint_files import saved_config
 
 
 @dataclass(frozen=True)
-class Arguments:
-    """Train a GPT to write stories. The same command again goes on where the run stopped.
-
-    Every setting below starts from the preset, or from the run's own configuration when there is one.
-    """
+class Start:
+    """The flags that decide which defaults the others have."""
 
     workdir: Path = Path("runs")  # folder of the run; made if needed
     preset: str | None = None  # quickstart, tinystories or tinystories-modern (default: what the device can do)
     device: Device = "auto"  # gpu fails where there is none
+    deterministic: bool = False  # the same bits in every run on a GPU too, at some cost in speed
+
+
+@dataclass(frozen=True)
+class Arguments(Start):
+    """Train a GPT to write stories. The same command again goes on where the run stopped.
+
+    Every setting starts from the preset, or from the run's own configuration when there is one.
+    """
+
     config: Config = field(default_factory=Config)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse the flags and train."""
-    argv = list(sys.argv[1:] if argv is None else argv)
-    # Twice: the first time for the flags that decide which defaults the others have.
-    first = cli.parse(Arguments, argv)
-    use_device(first.device)
-    start, why = _starting_point(first)
-    arguments = cli.parse(Arguments, argv, default=dataclasses.replace(first, config=start))
+    start = cli.parse(Start, argv, others=True)
+    use_device(start.device, start.deterministic)
+    config, why = _starting_point(start)
+    default = Arguments(start.workdir, start.preset, start.device, start.deterministic, config)
+    arguments = cli.parse(Arguments, argv, default=default)
     print(why, flush=True)
 
     from tinygpt_jax.training.loop import train
@@ -39,12 +44,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     train(arguments.config, arguments.workdir)
 
 
-def _starting_point(arguments: Arguments) -> tuple[Config, str]:
-    saved = arguments.workdir / "config.json"
-    if arguments.preset:
-        return presets.get(arguments.preset).config, f"preset {arguments.preset}: {presets.get(arguments.preset).about}"
-    if saved.is_file():
-        return Config.from_json(saved.read_text(encoding="utf-8")), f"going on with the run in {arguments.workdir}"
+def _starting_point(start: Start) -> tuple[Config, str]:
+    if start.preset:
+        return presets.get(start.preset).config, f"preset {start.preset}: {presets.get(start.preset).about}"
+    saved = saved_config(start.workdir)
+    if saved is not None:
+        return saved, f"going on with the run in {start.workdir}"
     name = "tinystories" if has_accelerator() else "quickstart"
     reason = "an accelerator is here" if has_accelerator() else "there is no accelerator here"
     others = " or ".join(other for other in presets.PRESETS if other != name)

@@ -10,7 +10,13 @@ from tinygpt_jax.errors import UsageError
 def test_the_default_is_the_reference_system():
     """Guards the mission's numbers against drift."""
     c = Config()
-    assert (c.model.n_layers, c.model.d_model, c.model.d_ff, c.model.n_heads, c.model.head_dim) == (12, 768, 3072, 12, 64)
+    assert (c.model.n_layers, c.model.d_model, c.model.d_ff, c.model.n_heads, c.model.head_dim) == (
+        12,
+        768,
+        3072,
+        12,
+        64,
+    )
     assert (c.model.activation, c.model.norm, c.model.positions, c.model.dropout) == ("relu", "post", "sinusoidal", 0.1)
     assert (c.model.vocab_size, c.model.context_length, c.data.layout) == (50_257, 128, "padded")
     assert (c.optimizer.learning_rate, c.optimizer.beta1, c.optimizer.beta2, c.optimizer.clip_norm) == (
@@ -23,7 +29,9 @@ def test_the_default_is_the_reference_system():
 
 
 def test_json_round_trip():
-    config = Config(ModelConfig(n_layers=3), DataConfig(vocabulary="compact", max_vocab=7), training=TrainingConfig(steps=9))
+    config = Config(
+        ModelConfig(n_layers=3), DataConfig(vocabulary="compact", max_vocab=7), training=TrainingConfig(steps=9)
+    )
     assert Config.from_json(config.to_json()) == config
     assert Config.from_json("{}") == Config()
 

@@ -11,6 +11,17 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from tinygpt_jax.errors import UsageError
 
+# Far above what trains on one machine; a configuration from a stranger cannot ask for more work or memory than this.
+_MOST = {
+    "vocab_size": 2**16,  # token ids are 16 bits wide
+    "context_length": 2**20,
+    "n_layers": 2**10,
+    "n_heads": 2**16,
+    "d_model": 2**16,
+    "d_ff": 2**18,
+}
+MOST_STEPS = 99_999_999  # what eight digits, the names of checkpoints, can count
+
 
 @dataclass(frozen=True)
 class ModelConfig:
@@ -30,8 +41,9 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         _check_types(self)
-        for name in ("vocab_size", "context_length", "n_layers", "n_heads", "d_model", "d_ff"):
+        for name, most in _MOST.items():
             _require(getattr(self, name) >= 1, name, getattr(self, name), "must be at least 1")
+            _require(getattr(self, name) <= most, name, getattr(self, name), f"must be at most {most}")
         _require(
             self.d_model % self.n_heads == 0,
             "n_heads",
@@ -98,6 +110,7 @@ class OptimizerConfig:
             _require(getattr(self, name) > 0, name, getattr(self, name), "must be above 0")
         for name in ("warmup_steps", "weight_decay"):
             _require(getattr(self, name) >= 0, name, getattr(self, name), "must not be negative")
+        _require(self.warmup_steps <= MOST_STEPS, "warmup_steps", self.warmup_steps, f"must be at most {MOST_STEPS}")
         for name in ("beta1", "beta2"):
             _require(0 <= getattr(self, name) < 1, name, getattr(self, name), "must be at least 0 and below 1")
         _require(0 <= self.final_fraction <= 1, "final_fraction", self.final_fraction, "must be between 0 and 1")
@@ -123,7 +136,7 @@ class TrainingConfig:
         _check_types(self)
         _require(self.epochs > 0, "epochs", self.epochs, "must be above 0")
         if self.steps is not None:
-            _require(self.steps >= 1, "steps", self.steps, "must be at least 1")
+            _require(1 <= self.steps <= MOST_STEPS, "steps", self.steps, f"must be at least 1 and at most {MOST_STEPS}")
         for name in ("batch_size", "gradient_accumulation", "eval_every", "eval_batches", "log_every"):
             _require(getattr(self, name) >= 1, name, getattr(self, name), "must be at least 1")
         _require(0 <= self.seed < 2**31, "seed", self.seed, "must be between 0 and 2147483647")
@@ -210,6 +223,8 @@ def _check_types(config: Any) -> None:
         _require(fits, name, repr(value), f"must be {' or '.join(kind.__name__ for kind in allowed)}")
         if type(value) is float:
             _require(value - value == 0, name, value, "must be finite")
+        if type(value) is int:
+            _require(abs(value) < 2**53, name, "", "must be below 2^53")
 
 
 def _require(condition: bool, name: str, value: Any, what: str) -> None:

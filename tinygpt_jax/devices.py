@@ -9,6 +9,8 @@ from tinygpt_jax.errors import UserError
 
 Device = Literal["auto", "cpu", "gpu"]
 
+USE_THE_GPU = "pip install 'jax[cuda12]' (or check JAX_PLATFORMS)"
+
 # Dense bfloat16 rates in FLOP/s from the makers' datasheets, by the name that JAX gives the device. The first
 # name that the device's contains counts.
 _PEAK_FLOPS = {
@@ -36,31 +38,47 @@ def cache_folder() -> Path:
     return Path(base).expanduser() / "tinygpt_jax"
 
 
-def use_device(choice: Device = "auto") -> None:
+def use_device(choice: Device = "auto", deterministic: bool = False) -> None:
     """Make JAX run on `choice`, and keep compiled programs between runs. Call it before JAX is first used.
+
+    With `deterministic` a GPU gives the same bits in every run too: XLA then takes no kernel that adds in the order
+    in which threads happen to finish, and does not choose kernels by timing them, which costs speed.
 
     Raises:
         UserError: a GPU was asked for and JAX does not see one.
     """
+    if deterministic:
+        flags = os.environ.get("XLA_FLAGS", "").split()
+        os.environ["XLA_FLAGS"] = " ".join([*flags, "--xla_gpu_deterministic_ops=true"])
+
     import jax
 
     if choice == "cpu":
         jax.config.update("jax_platforms", "cpu")
-    if not jax.config.jax_compilation_cache_dir:
+    if not getattr(jax.config, "jax_compilation_cache_dir", None):
         jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "compiled"))
     try:
         backend = jax.default_backend()
     except RuntimeError as error:
         reason = str(error).splitlines()[0]
         raise UserError(f"JAX cannot start its device: {reason}; try --device cpu") from None
-    if backend == "cpu" and choice != "cpu" and _nvidia_driver_is_loaded():
-        advice = "an NVIDIA GPU is here but JAX does not use it: pip install 'jax[cuda12]' (or check JAX_PLATFORMS)"
+    if choice != "cpu" and gpu_is_unused():
+        advice = f"an NVIDIA GPU is here but JAX does not use it: {USE_THE_GPU}"
         if choice == "auto":
             print(f"warning: {advice}", file=sys.stderr)
         else:
             raise UserError(advice)
     elif choice == "gpu" and backend != "gpu":
         raise UserError(f"--device gpu: JAX sees no GPU here, only {backend}; leave --device out to run on it")
+    if deterministic and backend == "gpu":
+        print("deterministic: sums in a fixed order, and kernels not chosen by timing them; updates are slower")
+    elif deterministic:
+        print(f"deterministic: there is nothing to set, a {backend.upper()} always is")
+
+
+def gpu_is_unused() -> bool:
+    """Whether the driver of an NVIDIA GPU is loaded and JAX runs on the CPU."""
+    return not has_accelerator() and Path("/proc/driver/nvidia/version").exists()
 
 
 def has_accelerator() -> bool:
@@ -103,7 +121,3 @@ def resolve_dtype(name: Literal["auto", "float32", "bfloat16"]):
     else:
         fast = device.platform == "tpu"
     return jnp.dtype(jnp.bfloat16 if fast else jnp.float32)
-
-
-def _nvidia_driver_is_loaded() -> bool:
-    return Path("/proc/driver/nvidia/version").exists()

@@ -4,8 +4,13 @@
 class UserError(Exception):
     """Something outside the program is wrong (a file, a device, a run folder). Commands exit with 1.
 
-    The message names what was wrong, the value, and what to do about it.
+    The message names what was wrong, the value, and what to do about it. It is one line, whatever file names and
+    other libraries' messages bring into it.
     """
+
+    def __init__(self, message: str) -> None:
+        """Keep the message, its white space folded."""
+        super().__init__(" ".join(message.split()))
 
 
 class UsageError(UserError):

@@ -166,8 +166,9 @@ def cross_entropy(
 def token_losses(logits: Float[Array, "*batch v"], targets: Int[Array, "*batch"]) -> Float[Array, "*batch"]:
     """-ln softmax(logits)[target] for each position, in nats, as ln(sum(exp(logits))) - logits[target]."""
     logits = logits.astype(jnp.float32)
-    largest = jax.lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True))
-    log_total = jnp.log(jnp.sum(jnp.exp(logits - largest), axis=-1)) + largest[..., 0]
+    # Shifted before anything is added up: exp cannot overflow, and large logits keep their digits.
+    logits = logits - jax.lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True))
+    log_total = jnp.log(jnp.sum(jnp.exp(logits), axis=-1))
     return log_total - jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
 
 

@@ -1,8 +1,9 @@
 """The GPT as Flax modules: they own the parameters and call `functional`. The mathematics is not here.
 
-Initialisation is GPT-2's (Radford et al. 2019, 2.3 and its released code): normal with standard deviation 0.02
-for matrices and the token table, 0.01 for learned positions, divided by sqrt(2 n_layers) for the two matrices of
-a block that write to the residual stream; biases 0, LayerNorm scale 1.
+Initialisation: weight matrices are normal with variance 1 / inputs, so that what comes out is as large as what goes in
+at any width (LeCun et al. 1998, 4.6); the two that write to the residual stream of a block are divided by
+sqrt(2 n_layers), and the token table has standard deviation 0.02 and learned positions 0.01, as in GPT-2 (Radford et
+al. 2019, 2.3, and its released code). Biases are 0, LayerNorm scales 1.
 """
 
 from typing import Any
@@ -15,7 +16,10 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from tinygpt_jax import functional as F
 from tinygpt_jax.config import ModelConfig
-from tinygpt_jax.fused import head_cross_entropy
+from tinygpt_jax.fused import causal_attention, head_cross_entropy
+
+# From this length on, attention takes memory in proportion to the length and not to its square.
+LONG_CONTEXT = 512
 
 # Keys and values of one layer, each [batch, heads, capacity, head_dim].
 LayerCache = tuple[Float[Array, "b h c e"], Float[Array, "b h c e"]]
@@ -49,7 +53,7 @@ class GPT(nn.Module):
 
     def __call__(self, tokens: Int[Array, "b t"], dropout_key: Key[Array, ""] | None = None) -> Float[Array, "b t v"]:
         """Float32 logits for the token after each position. Without a key there is no dropout."""
-        return self._logits(self.hidden(tokens, dropout_key))
+        return self.logits(self.hidden(tokens, dropout_key))
 
     def loss(
         self,
@@ -75,7 +79,7 @@ class GPT(nn.Module):
             keys = list(jax.random.split(dropout_key, len(keys)))
         x = self._embed(tokens, jnp.arange(length)[None, :])
         x = _dropout(keys[0], x, self.config.dropout)
-        mask = F.causal_mask(length)
+        mask = F.causal_mask(length) if length < LONG_CONTEXT else None
         for block, key in zip(self.blocks, keys[1:], strict=True):
             x, _ = block(x, mask, key)
         return self.final_norm(x) if self.config.norm == "pre" else x
@@ -104,7 +108,7 @@ class GPT(nn.Module):
         x = x[:, -1:]
         if self.config.norm == "pre":
             x = self.final_norm(x)
-        return self._logits(x)[:, 0], tuple(layers)
+        return self.logits(x)[:, 0], tuple(layers)
 
     def _embed(self, tokens: Int[Array, "b t"], positions: Int[Array, "#b t"]) -> Float[Array, "b t d"]:
         c = self.config
@@ -119,7 +123,8 @@ class GPT(nn.Module):
     def _head(self) -> Float[Array, "v d"]:
         return self.token_embedding if self.config.tie_embeddings else self.head_weight
 
-    def _logits(self, hidden: Float[Array, "b t d"]) -> Float[Array, "b t v"]:
+    def logits(self, hidden: Float[Array, "b t d"]) -> Float[Array, "b t v"]:
+        """Float32 logits from hidden states."""
         head = self._head().astype(hidden.dtype)
         return jnp.einsum("btd,vd->btv", hidden, head, preferred_element_type=jnp.float32)
 
@@ -139,7 +144,7 @@ class Block(nn.Module):
     def __call__(
         self,
         x: Float[Array, "b t d"],
-        mask: Bool[Array, "..."],
+        mask: Bool[Array, "..."] | None,
         dropout_key: Key[Array, ""] | None = None,
         cache: LayerCache | None = None,
         column: Int[Array, ""] | None = None,
@@ -169,16 +174,16 @@ class SelfAttention(nn.Module):
     def __call__(
         self,
         x: Float[Array, "b t d"],
-        mask: Bool[Array, "..."],
+        mask: Bool[Array, "..."] | None,
         cache: LayerCache | None = None,
         column: Int[Array, ""] | None = None,
     ) -> tuple[Float[Array, "b t d"], LayerCache | None]:
-        """Mix positions where `mask` allows it; see `Block` for the cache."""
+        """Mix positions where `mask` allows it, or, without one, causally; see `Block` for the cache."""
         d, n_heads = self.config.d_model, self.config.n_heads
         # One product for queries, keys and values keeps the device busier than three.
-        qkv_weight = self.param("qkv_weight", normal(0.02), (d, 3 * d))
+        qkv_weight = self.param("qkv_weight", normal(d**-0.5), (d, 3 * d))
         qkv_bias = self.param("qkv_bias", zeros, (3 * d,))
-        out_weight = self.param("out_weight", normal(_residual_std(self.config)), (d, d))
+        out_weight = self.param("out_weight", _residual_init(d, self.config), (d, d))
         out_bias = self.param("out_bias", zeros, (d,))
 
         query, key, value = (
@@ -186,8 +191,8 @@ class SelfAttention(nn.Module):
         )
         if cache is not None:
             key, value = cache = (_write(cache[0], key, column), _write(cache[1], value, column))
-        mixed = F.merge_heads(F.attention(query, key, value, mask))
-        return F.linear(mixed, out_weight, out_bias), cache
+        mixed = causal_attention(query, key, value) if mask is None else F.attention(query, key, value, mask)
+        return F.linear(F.merge_heads(jnp.asarray(mixed)), out_weight, out_bias), cache
 
 
 class FeedForward(nn.Module):
@@ -201,9 +206,9 @@ class FeedForward(nn.Module):
         d, d_ff = self.config.d_model, self.config.d_ff
         return F.feed_forward(
             x,
-            self.param("weight_in", normal(0.02), (d, d_ff)),
+            self.param("weight_in", normal(d**-0.5), (d, d_ff)),
             self.param("bias_in", zeros, (d_ff,)),
-            self.param("weight_out", normal(_residual_std(self.config)), (d_ff, d)),
+            self.param("weight_out", _residual_init(d_ff, self.config), (d_ff, d)),
             self.param("bias_out", zeros, (d,)),
             self.config.activation,
         )
@@ -242,5 +247,5 @@ def _dropout(key, x, rate):
     return x if key is None or rate == 0 else F.dropout(key, x, rate)
 
 
-def _residual_std(config: ModelConfig) -> float:
-    return 0.02 / (2 * config.n_layers) ** 0.5
+def _residual_init(inputs: int, config: ModelConfig):
+    return normal((inputs * 2 * config.n_layers) ** -0.5)

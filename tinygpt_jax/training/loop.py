@@ -8,6 +8,7 @@ from pathlib import Path
 
 import jax
 
+from tinygpt_jax.atomic import write_atomically
 from tinygpt_jax.config import FREE_TO_CHANGE, Config, ModelConfig
 from tinygpt_jax.data.batches import TrainingBatches, evaluation_batches
 from tinygpt_jax.data.corpus import Corpus, prepare
@@ -16,11 +17,13 @@ from tinygpt_jax.errors import UsageError
 from tinygpt_jax.evaluation import evaluate
 from tinygpt_jax.generation import Sampling, generate
 from tinygpt_jax.model import GPT
-from tinygpt_jax.report import write_report, write_summary
+from tinygpt_jax.report import write_report
+from tinygpt_jax.summary import write_summary
 from tinygpt_jax.training import checkpoint
+from tinygpt_jax.training.checkpoint_files import Progress
 from tinygpt_jax.training.metrics import Display, NonFiniteError, TrainingLog
 from tinygpt_jax.training.optimizer import learning_rate_schedule, make_optimizer
-from tinygpt_jax.training.run_folder import RunFiles, check_folder, sole_process
+from tinygpt_jax.training.run_folder import RunFiles, check_folder, disk_errors, has_changed, sole_process
 from tinygpt_jax.training.step import TrainState, data_mesh, initial_state, make_train_step, put_batch, replicated
 
 SAMPLE_PROMPTS = ("Once upon a time", "")
@@ -40,10 +43,11 @@ def train(config: Config, workdir: Path) -> None:
     corpus = prepare(config.data)
     config = _with_vocabulary(config, corpus)
     parts = _Parts(config, corpus)
-    with sole_process(workdir), _stop_signals() as stop:
+    with sole_process(workdir), disk_errors(workdir), _stop_signals() as stop:
         state, progress = _restore(parts, workdir) or _begin(parts, workdir)
         if progress.step >= parts.total_steps:
             print(f"{workdir} is finished: {progress.step:,} steps are done. To go on: --steps {2 * progress.step}")
+            write_report(workdir)  # the process may have been killed after its last checkpoint and before this
             return
         loop = _Loop(parts, workdir, state, progress)
         try:
@@ -79,9 +83,9 @@ class _Parts:
 class _Loop:
     """The updates of one process, from a state to the last step or to a signal."""
 
-    def __init__(self, parts: _Parts, workdir: Path, state: TrainState, progress: checkpoint.Progress) -> None:
+    def __init__(self, parts: _Parts, workdir: Path, state: TrainState, progress: Progress) -> None:
         self.parts, self.workdir, self.state, self.step = parts, workdir, state, progress.step
-        self.files = RunFiles(workdir, keep_to_step=self.step)
+        self.files = RunFiles(workdir, progress.files)
         self.display = Display(parts.config, self.step, parts.total_steps)
         self.log = TrainingLog(
             parts.config, self.files, self.display, parts.schedule, parts.batches.per_epoch, progress.unlogged
@@ -122,7 +126,7 @@ class _Loop:
             "validation_perplexity": result.perplexity,
             "validation_accuracy": result.token_accuracy,
         }
-        self.files.write("metrics", line)
+        self.files.write("metrics.jsonl", line)
         self.log.board(line)
         stories = generate(
             parts.model,
@@ -134,18 +138,18 @@ class _Loop:
             seed=parts.config.training.seed,
         )
         for prompt, story in zip(SAMPLE_PROMPTS, stories, strict=True):
-            self.files.write("samples", {"step": self.step, "prompt": prompt, "text": story.text})
+            self.files.write("samples.jsonl", {"step": self.step, "prompt": prompt, "text": prompt + story.text})
         self.display.note(
             f"step {self.step:,}: validation loss {result.loss:.4f}, perplexity {result.perplexity:,.2f}\n"
-            f"    {' '.join(stories[0].text.split())}"
+            f"    {' '.join((SAMPLE_PROMPTS[0] + stories[0].text).split())}"
         )
         self.display.forget_time()
         return result.loss
 
     def save(self, validation_loss: float | None) -> None:
         """Write a checkpoint of the present state."""
-        self.files.sync()
-        progress = checkpoint.Progress(self.step, self.parts.corpus.fingerprint, validation_loss, self.log.unlogged)
+        fingerprint, files = self.parts.corpus.fingerprint, self.files.marks()
+        progress = Progress(self.step, fingerprint, validation_loss, self.log.unlogged, files)
         checkpoint.save(self.workdir, self.state, progress, self.parts.config, self.parts.corpus.tokenizer)
         self.display.forget_time()
 
@@ -155,16 +159,16 @@ class _Loop:
         self.files.close()
 
 
-def _begin(parts: _Parts, workdir: Path) -> tuple[TrainState, checkpoint.Progress]:
+def _begin(parts: _Parts, workdir: Path) -> tuple[TrainState, Progress]:
     """Fresh parameters, and the files that say what this run is."""
-    (workdir / "config.json").write_text(parts.config.to_json(), encoding="utf-8")
+    _write_config(workdir, parts.config)
     write_summary(workdir, parts.config, parts.corpus)
     state = initial_state(parts.model, parts.optimizer, parts.config.training.seed, parts.mesh)
     _announce(parts, state, "training")
-    return state, checkpoint.Progress(step=0, corpus=parts.corpus.fingerprint)
+    return state, Progress(step=0, corpus=parts.corpus.fingerprint)
 
 
-def _restore(parts: _Parts, workdir: Path) -> tuple[TrainState, checkpoint.Progress] | None:
+def _restore(parts: _Parts, workdir: Path) -> tuple[TrainState, Progress] | None:
     """The state of the newest intact checkpoint, if there is one.
 
     Raises:
@@ -176,18 +180,25 @@ def _restore(parts: _Parts, workdir: Path) -> tuple[TrainState, checkpoint.Progr
         return None
     progress, saved = newest.progress(), newest.config()
     differing = parts.config.differences(saved, ignore=FREE_TO_CHANGE)
-    if not differing and progress.corpus != parts.corpus.fingerprint:
+    if not differing and newest.tokenizer().fingerprint != parts.corpus.tokenizer.fingerprint:
+        differing = [f"the vocabulary of {parts.config.data.source} is not the one it was trained with"]
+    if not differing and progress.corpus not in (None, parts.corpus.fingerprint):
         differing = [f"the stories of {parts.config.data.source} are not those it was trained on"]
     if differing:
         raise UsageError(
             f"{workdir} holds a run with another configuration ({'; '.join(differing)}): "
             "give the same settings, or another --workdir"
         )
-    if parts.config != saved:
-        (workdir / "config.json").write_text(parts.config.to_json(), encoding="utf-8")
-    state = newest.state(parts.optimizer, replicated(parts.mesh))
+    _write_config(workdir, parts.config)
+    if "corpus.json" not in progress.files or has_changed(workdir / "corpus.json", progress.files["corpus.json"]):
+        write_summary(workdir, parts.config, parts.corpus)
+    state = checkpoint.restore_state(newest, parts.optimizer, replicated(parts.mesh))
     _announce(parts, state, f"resuming after step {progress.step:,} of")
     return state, progress
+
+
+def _write_config(workdir: Path, config: Config) -> None:
+    write_atomically(workdir / "config.json", config.to_json().encode())
 
 
 def _announce(parts: _Parts, state: TrainState, doing: str) -> None:

@@ -37,6 +37,7 @@ class TrainingLog:
         self._schedule, self._steps_per_epoch = schedule, steps_per_epoch
         self._waiting: list[tuple[int, StepMetrics]] = []
         self._read = list(unlogged)
+        self._last_loss = unlogged[-1][0] if unlogged else None
         self._board = _tensorboard(files.workdir) if config.training.tensorboard else None
 
     @property
@@ -63,6 +64,7 @@ class TrainingLog:
             if not metrics.applied:
                 raise NonFiniteError(self._what_to_try(step, loss, norm))
             self._read.append((loss, norm))
+            self._last_loss = loss
             if self._ends_line(step):
                 self._write_line(step)
 
@@ -81,11 +83,11 @@ class TrainingLog:
             "gradient_norm": self._read[-1][1],
         }
         self._read.clear()
-        self._files.write("metrics", line)
+        self._files.write("metrics.jsonl", line)
         self.board(line)
-        self._files.write("timings", self._display.update(step, line["loss"]))
+        self._files.write("timings.jsonl", self._display.update(step, line["loss"]))
 
-    def board(self, line: dict[str, float]) -> None:
+    def board(self, line: dict[str, Any]) -> None:
         """Send a line of metrics to TensorBoard too, if the run wants it."""
         if self._board is not None:
             for name, value in line.items():
@@ -93,7 +95,7 @@ class TrainingLog:
 
     def _what_to_try(self, step: int, loss: float, norm: float) -> str:
         what = f"the loss was {loss}" if not math.isfinite(loss) else f"the gradient norm was {norm}"
-        last = f"{self._read[-1][0]:.4f}" if self._read else "in the last line of metrics.jsonl"
+        last = "none" if self._last_loss is None else f"{self._last_loss:.4f}"
         rate = float(self._schedule(step - 1))
         return (
             f"step {step}: {what} at learning rate {rate:.3g} (last finite loss: {last}); the state before it is "

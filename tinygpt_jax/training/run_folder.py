@@ -1,23 +1,55 @@
-"""A run's folder: who may write to it, and its JSON-lines files.
+"""A run's folder: who may write to it, its JSON-lines files, and how a change to a file is noticed.
 
 runs/
-    config.json  corpus.json         what is trained, and on which stories
+    config.json  corpus.json         what is trained, and on which stories; for readers, a run goes on without them
     checkpoints/                     see `checkpoint`
     metrics.jsonl  samples.jsonl     only what follows from the configuration and the data, so that a run that was
                                      interrupted and resumed writes the same bytes as one that was not
     timings.jsonl                    what depends on the clock
     plots/  report.html              see `report`
+
+Each checkpoint keeps the size and sha256 of these files: the state of a run is in one place.
 """
 
 import fcntl
+import hashlib
 import json
 import os
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from tinygpt_jax.errors import UserError
+
+LINES = ("metrics.jsonl", "timings.jsonl", "samples.jsonl")
+WHOLE = ("config.json", "corpus.json")
+
+
+class Mark(NamedTuple):
+    """A file's content at some time: its first `size` bytes have this checksum."""
+
+    size: int
+    sha256: str
+
+
+_EMPTY = Mark(0, hashlib.sha256().hexdigest())
+
+
+def mark_of(path: Path) -> Mark | None:
+    """The mark of a file as it is; None where there is none."""
+    if not path.is_file():
+        return None
+    with path.open("rb") as file:
+        return Mark(path.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest())
+
+
+def has_changed(path: Path, mark: Mark) -> bool:
+    """Whether a file no longer begins with, or where it is never added to, is no longer what was marked."""
+    if path.name not in LINES:
+        return mark_of(path) != mark
+    return not path.is_file() or _hash_start(path, mark.size).hexdigest() != mark.sha256
 
 
 def check_folder(workdir: Path) -> None:
@@ -41,12 +73,12 @@ def sole_process(workdir: Path) -> Iterator[None]:
         file = (workdir / ".lock").open("a+")
     except OSError as error:
         raise UserError(f"--workdir {workdir}: {error.strerror}; choose another folder") from None
-    with file:
+    with file, disk_errors(workdir):
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             file.seek(0)
-            holder = file.read().strip() or "unknown"
+            holder = file.read(20).strip() or "unknown"
             raise UserError(
                 f"another process (pid {holder}) is training in {workdir}; wait for it, or stop it"
             ) from None
@@ -56,32 +88,66 @@ def sole_process(workdir: Path) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def disk_errors(workdir: Path) -> Iterator[None]:
+    """Say in one line what the system refuses.
+
+    Raises:
+        UserError: in place of an OSError.
+    """
+    try:
+        yield
+    except BrokenPipeError:  # nobody reads our output: no error of a disk
+        raise
+    except OSError as error:
+        raise UserError(
+            f"{error.filename or workdir}: {error.strerror or error}; make room or give permission there and give "
+            "the same command again: it goes on from the last checkpoint, which is intact"
+        ) from error
+
+
 class RunFiles:
-    """The JSON-lines files of a run folder: `metrics`, `timings` and `samples`. One object per line, append only."""
+    """The JSON-lines files of a run folder, one object per line, append only."""
 
-    names = ("metrics", "timings", "samples")
+    def __init__(self, workdir: Path, marks: Mapping[str, Mark]) -> None:
+        """Open them for appending, cut back to what they held when they were marked; files without a mark are emptied.
 
-    def __init__(self, workdir: Path, keep_to_step: int) -> None:
-        """Open them for appending, without the lines of later steps: a resumed run writes those again."""
+        Raises:
+            UserError: what was marked is no longer there.
+        """
         self.workdir = workdir
-        self._files = {}
-        for name in self.names:
-            path = workdir / f"{name}.jsonl"
-            kept = [line for line in _whole_lines(path) if json.loads(line)["step"] <= keep_to_step]
-            temporary = path.with_suffix(".partial")
-            temporary.write_text("".join(kept), encoding="utf-8")
-            temporary.replace(path)
-            self._files[name] = path.open("a", encoding="utf-8")
+        marks = {name: marks.get(name, _EMPTY) for name in LINES}
+        for name, mark in marks.items():
+            path = workdir / name
+            if mark.size and not path.exists():
+                print(f"warning: {path} is gone, and with it its lines of earlier steps", file=sys.stderr)
+                marks[name] = _EMPTY
+            elif mark.size and has_changed(path, mark):
+                raise UserError(
+                    f"{path} was changed since the last checkpoint: put the original back, or remove the file to go "
+                    "on without its lines of earlier steps"
+                )
+        self._files = {name: (workdir / name).open("ab") for name in LINES}
+        for name, file in self._files.items():
+            file.truncate(marks[name].size)
+        self._sizes = {name: mark.size for name, mark in marks.items()}
+        self._hashes = {name: _hash_start(workdir / name, mark.size) for name, mark in marks.items()}
 
     def write(self, name: str, values: dict[str, Any]) -> None:
         """Append one object."""
-        self._files[name].write(json.dumps(values, ensure_ascii=False) + "\n")
+        line = (json.dumps(values, ensure_ascii=False) + "\n").encode()
+        self._files[name].write(line)
         self._files[name].flush()
+        self._hashes[name].update(line)
+        self._sizes[name] += len(line)
 
-    def sync(self) -> None:
-        """Make sure that what was written is on the disk, before a checkpoint relies on it."""
+    def marks(self) -> dict[str, Mark]:
+        """Marks of all files of the folder as they are, which are on the disk by then."""
         for file in self._files.values():
             os.fsync(file.fileno())
+        lines = {name: Mark(self._sizes[name], self._hashes[name].hexdigest()) for name in LINES}
+        whole = {name: mark_of(self.workdir / name) for name in WHOLE}
+        return lines | {name: mark for name, mark in whole.items() if mark}
 
     def close(self) -> None:
         """Close the files."""
@@ -89,17 +155,11 @@ class RunFiles:
             file.close()
 
 
-def _whole_lines(path: Path) -> list[str]:
-    """The lines of a JSON-lines file, without a last one that a crash tore."""
-    if not path.exists():
-        return []
-    # Not splitlines(), which also splits at separators that stories may contain. What follows the last newline is torn.
-    lines = path.read_text(encoding="utf-8", errors="replace").split("\n")[:-1]
-    for number, line in enumerate(lines, 1):
-        try:
-            ok = isinstance(json.loads(line)["step"], int)
-        except (ValueError, KeyError, TypeError, RecursionError):
-            ok = False
-        if not ok:
-            raise UserError(f"{path}, line {number}, is damaged: remove that line, or train into another --workdir")
-    return [line + "\n" for line in lines]
+def _hash_start(path: Path, size: int) -> Any:
+    """The sha256 object of a file's first `size` bytes, to go on from; of fewer where the file is shorter."""
+    sha256 = hashlib.sha256()
+    with path.open("rb") as file:
+        while size > 0 and (chunk := file.read(min(size, 2**20))):
+            sha256.update(chunk)
+            size -= len(chunk)
+    return sha256

@@ -83,7 +83,7 @@ def make_train_step(
             f"gradient_accumulation {pieces} x {mesh.size} devices"
         )
     platform = mesh.devices.flat[0].platform
-    loss_options = {
+    loss_options: dict[str, Any] = {
         "chunks": loss_chunks(model, share, platform),
         "vocab_multiple": 1 if platform == "cpu" else 128,  # tensor cores want whole tiles
     }
@@ -112,7 +112,7 @@ def make_train_step(
         key = jax.random.fold_in(jax.random.fold_in(jax.random.key(config.seed), _DROPOUT), step)
         compute = loss_and_gradients if pieces == 1 else accumulated
         loss, gradients = compute(state.params, batch, key)
-        norm = optax.global_norm(gradients)
+        norm = optax.tree.norm(gradients)
         updates, opt_state = optimizer.update(gradients, state.opt_state, state.params)
         updated = TrainState(state.step + 1, optax.apply_updates(state.params, updates), opt_state)
         applied = jnp.isfinite(loss) & jnp.isfinite(norm) & (state.step == step)

@@ -1,0 +1,250 @@
+"""Measure speed and memory beside what one would use instead: python -m experiments.benchmark
+
+startup    seconds from starting Python to the end of the first update, with an empty compilation cache and again
+training   tokens per second, milliseconds per update, share of the device's peak arithmetic, peak memory
+decoding   tokens per second: of prompts of 64, up to the first token written, and of 120 written after 8
+input      milliseconds to make a batch
+
+The contestants (`experiments/peers/`) do the same work in turns, in processes of their own. PyTorch and Hugging Face
+come with the extra `bench`: pip install 'tinygpt_jax[bench]'
+"""
+
+import datetime
+import importlib.util
+import json
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+
+from experiments import cli, presets
+from experiments.peers import OURS, TRAINERS, WRITERS, Contestant
+from experiments.peers.turns import TrainingTurns, Turns, WritingTurns
+from tinygpt_jax.config import Config, ModelConfig, TrainingConfig
+from tinygpt_jax.devices import describe_devices
+from tinygpt_jax.errors import UsageError
+
+Size = Literal["quickstart", "small", "small-gpt2", "tinystories"]
+What = Literal["startup", "training", "decoding", "input"]
+
+# All have the reference's layers: post-norm, ReLU, sinusoids, dropout of 0.1, a context of 128.
+_SMALL = ModelConfig(vocab_size=2048, n_layers=4, n_heads=4, d_model=256, d_ff=1024)
+SIZES: dict[Size, ModelConfig] = {
+    "quickstart": replace(_SMALL, vocab_size=1024, d_model=128, d_ff=512),
+    "small": _SMALL,
+    "small-gpt2": replace(_SMALL, vocab_size=50_257),
+    "tinystories": presets.get("tinystories").config.model,
+}
+# Decoding: prompt length, tokens written after it, and of which of the two the rate is.
+WRITING = {"prompt": (64, 1, 64), "written": (8, 120, 120)}
+ROWS = (1, 16, 64)  # texts side by side
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Measure training, decoding, start-up and input beside other libraries, in turns in one run."""
+
+    sizes: tuple[Size, ...] = ("quickstart", "small")  # tinystories is the reference system
+    what: tuple[What, ...] = get_args(What)
+    repeats: int = 5  # turns of each contestant
+    batch_size: int = 32  # rows per update
+    peers: bool = True  # also other libraries, those that are installed
+    torch_compile: bool = False  # also PyTorch under torch.compile, which takes minutes to compile on a CPU
+    json: bool = False  # print one JSON object and no tables
+
+
+# What a measurement gives: for each row of a table, the value or (median, smallest, largest) of each column.
+Table = dict[str, dict[str, float | tuple[float, float, float]]]
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Parse the flags, measure, and print each table when it is done."""
+    arguments = cli.parse(Arguments, argv)
+    if arguments.repeats < 1:
+        raise UsageError(f"repeats {arguments.repeats}: must be at least 1")
+    measurements = {
+        "startup": measure_startup,
+        "training": measure_training,
+        "decoding": measure_decoding,
+        "input": measure_input,
+    }
+    report: dict[str, Any] = {"date": datetime.date.today().isoformat(), "sizes": {}}
+    with tempfile.TemporaryDirectory() as caches:
+        for size in arguments.sizes:
+            config = Config(model=SIZES[size], training=TrainingConfig(batch_size=arguments.batch_size))
+            report["sizes"][size] = {}
+            for what in arguments.what:
+                table = measurements[what](config, arguments, Path(caches) / size)
+                report["sizes"][size][what] = table
+                if not arguments.json:
+                    _print_table(f"{what}, {_describe(size, config)}", table)
+    # Last, because JAX keeps most of a GPU's memory for the process that asks.
+    report["device"] = describe_devices()
+    print(json.dumps(report, indent=2) if arguments.json else f"\nmeasured on {report['device']}, {report['date']}")
+
+
+def measure_startup(config: Config, arguments: Arguments, caches: Path) -> Table:
+    """Start each contestant twice."""
+    table: Table = {}
+    for contestant in _present(TRAINERS, arguments):
+        table[contestant.name] = {}
+        for cache in ("cold", "warm"):
+            start = time.perf_counter()
+            with _trainer(contestant, config, caches) as turns:
+                turns.ask("seconds_per_update")
+                table[contestant.name][f"{cache}, s"] = time.perf_counter() - start
+    return table
+
+
+def measure_training(config: Config, arguments: Arguments, caches: Path) -> Table:
+    """Let all contestants take turns of about a second."""
+    from tinygpt_jax.training.metrics import flops_per_token
+
+    tokens = config.training.batch_size * config.model.context_length
+    flops = tokens * flops_per_token(config.model)
+    table: Table = {}
+    with ExitStack() as stack:
+        present = _present(TRAINERS, arguments)
+        turns = {c.name: stack.enter_context(_trainer(c, config, caches)) for c in present}
+        seconds: dict[str, list[float]] = {name: [] for name in turns}
+        peaks: list[float] = []
+        for name in turns:
+            for _ in range(2):  # the first compiles
+                turns[name].ask("seconds_per_update")
+        for _ in range(arguments.repeats):
+            for name in turns:
+                seconds[name].append(turns[name].ask("seconds_per_update"))
+            peaks.append(turns[OURS.name].ask("trainer", "peak_flops"))
+        for name, taken in seconds.items():
+            table[name] = {
+                "tokens/s": tokens / statistics.median(taken),
+                "ms/update": _spread(1000 * x for x in taken),
+                "share of peak": flops / statistics.median(taken) / statistics.median(peaks),
+                "peak GiB": turns[name].ask("peak_memory") / 2**30,
+                "ours is faster by": _ratio(taken, seconds[OURS.name]),
+            }
+    return table
+
+
+def measure_decoding(config: Config, arguments: Arguments, caches: Path) -> Table:
+    """Let all contestants take turns at each task. All write greedily, and end no text early."""
+    table: Table = {}
+    with ExitStack() as stack:
+        present = _present(WRITERS, arguments)
+        turns = {
+            c.name: stack.enter_context(Turns(WritingTurns, c.file, config.model, environment=_environment(c, caches)))
+            for c in present
+        }
+        for rows in ROWS:
+            for task, (prompt, length, counted) in WRITING.items():
+                seconds: dict[str, list[float]] = {c.name: [] for c in present if rows <= c.most_rows}
+                for turn in range(arguments.repeats + 1):
+                    for name, taken in seconds.items():
+                        taken.append(turns[name].ask("seconds", rows, prompt, length))
+                    if turn == 0:  # it compiled
+                        seconds = {name: [] for name in seconds}
+                for name, taken in seconds.items():
+                    table[f"{task}, {rows} side by side: {name}"] = {
+                        "tokens/s": _spread(rows * counted / x for x in taken),
+                        "ours is faster by": _ratio(taken, seconds[OURS.name]),
+                    }
+    return table
+
+
+def measure_input(config: Config, arguments: Arguments, caches: Path) -> Table:
+    """Make batches of 20,000 stories of TinyStories' lengths: on demand, and prepared ahead by threads."""
+    from tinygpt_jax.data.batches import TrainingBatches
+    from tinygpt_jax.data.corpus import Split
+
+    lengths = np.random.default_rng(0).integers(120, 330, 20_000)
+    offsets = np.concatenate([[0], np.cumsum(lengths)])
+    split = Split(np.zeros(offsets[-1], np.uint16), offsets, n_bytes=0, entropy=None)
+    table: Table = {}
+    for layout in ("padded", "packed"):
+        batches = TrainingBatches(split, layout, config.model.context_length, config.training.batch_size, 0, 0)
+        ahead = batches.iterate()
+        repeats = range(arguments.repeats)
+        table[layout] = {
+            "on demand, ms": _spread(_milliseconds(batches.__getitem__) for _ in repeats),
+            "ahead, ms": _spread(_milliseconds(lambda _, ahead=ahead: next(ahead)) for _ in repeats),
+        }
+    return table
+
+
+def _milliseconds(make_batch: Callable[[int], Any], batches: int = 50) -> float:
+    """For one of many batches."""
+    start = time.perf_counter()
+    for step in range(batches):
+        make_batch(step)
+    return 1000 * (time.perf_counter() - start) / batches
+
+
+def _trainer(contestant: Contestant, config: Config, caches: Path) -> Turns:
+    environment = _environment(contestant, caches)
+    return Turns(TrainingTurns, contestant.file, config, contestant.options, environment=environment)
+
+
+def _environment(contestant: Contestant, caches: Path) -> dict[str, str]:
+    cache = str(caches / contestant.name)
+    return {
+        "JAX_COMPILATION_CACHE_DIR": cache,
+        "TORCHINDUCTOR_CACHE_DIR": cache,
+        "XLA_PYTHON_CLIENT_PREALLOCATE": "false",  # several processes share a GPU's memory
+    }
+
+
+def _present(contestants: Sequence[Contestant], arguments: Arguments) -> list[Contestant]:
+    """Those that are wanted and installed; says who is missing."""
+    wanted = [c for c in contestants if arguments.torch_compile or "compiled" not in c.options]
+    wanted = wanted if arguments.peers else [OURS]
+    missing = [c for c in wanted if importlib.util.find_spec(c.library) is None]
+    for contestant in missing:
+        print(f"{contestant.name} is not installed: pip install 'tinygpt_jax[bench]'", file=sys.stderr)
+    return [c for c in wanted if c not in missing]
+
+
+def _spread(values: Iterable[float]) -> tuple[float, float, float]:
+    values = list(values)
+    return statistics.median(values), min(values), max(values)
+
+
+def _ratio(theirs: list[float], ours: list[float]) -> tuple[float, float, float]:
+    """How many times as long, turn by turn: what slows the machine down for a while slows both."""
+    return _spread(a / b for a, b in zip(theirs, ours, strict=True))
+
+
+def _describe(size: str, config: Config) -> str:
+    m = config.model
+    shape = f"{m.n_layers} layers x {m.d_model}, vocabulary {m.vocab_size:,}"
+    return f"{size}: {shape}, {config.training.batch_size} x {m.context_length} tokens an update"
+
+
+def _print_table(title: str, table: Table) -> None:
+    columns = list(dict.fromkeys(column for row in table.values() for column in row))
+    lines = [["", *columns], *([name, *(_cell(row[column]) for column in columns)] for name, row in table.items())]
+    widths = [max(map(len, cells)) for cells in zip(*lines, strict=True)]
+    print(f"\n{title}")
+    for name, *cells in lines:
+        print(
+            name.ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(cells, widths[1:], strict=True)), sep="  "
+        )
+    sys.stdout.flush()
+
+
+def _cell(value: float | tuple[float, float, float]) -> str:
+    """A number with three digits; of three, the second and third are the smallest and largest turn."""
+    if isinstance(value, tuple):
+        middle, low, high = map(_cell, value)
+        return f"{middle} ({low}-{high})"
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,116 @@
+"""Measure a trained model on whole stories: python -m experiments.evaluate --workdir runs/"""
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from experiments import cli
+from tinygpt_jax.devices import Device, use_device
+from tinygpt_jax.errors import UsageError, UserError
+
+if TYPE_CHECKING:
+    from tinygpt_jax.data.corpus import Split
+    from tinygpt_jax.evaluation import Evaluation
+    from tinygpt_jax.training.checkpoint import Run
+
+TOKENS_PER_BATCH = 4096
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Measure a trained model on all stories of a split, or of another source, on any device."""
+
+    workdir: Path = Path("runs")  # folder of the run
+    source: str | None = None  # (or --data) other stories: all of a file, the validation split of what has one
+    split: Literal["validation", "train"] = "validation"  # of the run's own stories
+    checkpoint: Literal["best", "last"] = "best"  # by validation loss, or the newest
+    device: Device = "auto"  # gpu fails where there is none
+    json: bool = False  # print one JSON object
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Parse the flags, measure, and print a table or one JSON object."""
+    arguments = cli.parse(Arguments, argv)
+    if arguments.source is not None and arguments.split == "train":
+        raise UsageError("--split train is for the run's own stories; leave it out with --data")
+    use_device(arguments.device)
+
+    from tinygpt_jax.training.checkpoint import open_run
+
+    run = open_run(arguments.workdir, arguments.checkpoint)
+    split = _open_split(run, arguments)
+    results = _measure(run, split, with_training_rows=arguments.source is None)
+    about = {
+        "workdir": str(arguments.workdir),
+        "step": run.step,
+        "data": arguments.source or run.config.data.source,
+        "split": arguments.split,
+        "stories": split.n_stories,
+    }
+    if arguments.json:
+        print(json.dumps(about | {name: _figures(result) for name, result in results.items()}))
+    else:
+        print(", ".join(f"{name} {value}" for name, value in about.items()))
+        print(_table(results))
+
+
+def _open_split(run: "Run", arguments: Arguments) -> "Split":
+    from tinygpt_jax.data.corpus import prepare, prepare_for_evaluation
+
+    if arguments.source is not None:
+        data = dataclasses.replace(run.config.data, source=arguments.source)
+        return prepare_for_evaluation(data, run.tokenizer).validation
+    corpus = prepare(run.config.data)
+    if corpus.tokenizer.fingerprint != run.tokenizer.fingerprint:
+        source = run.config.data.source
+        raise UserError(f"{source} has changed since the run: its vocabulary is another now; try --data {source}")
+    return corpus.train if arguments.split == "train" else corpus.validation
+
+
+def _measure(run: "Run", split: "Split", with_training_rows: bool) -> dict[str, "Evaluation"]:
+    from tqdm import tqdm
+
+    from tinygpt_jax.data.batches import evaluation_batches
+    from tinygpt_jax.evaluation import Evaluation, evaluate, token_bytes, unigram, whole_stories
+
+    lengths = token_bytes(run.tokenizer)
+    context_length, end_of_text = run.config.model.context_length, run.tokenizer.end_of_text
+    shape = (context_length, max(1, TOKENS_PER_BATCH // context_length), end_of_text)
+
+    def measured(batches) -> Evaluation:
+        return evaluate(run.model, run.params, tqdm(batches, "evaluating", leave=False, disable=None), lengths)
+
+    results = {"whole_stories": measured(whole_stories(split, *shape))}
+    if with_training_rows:
+        layout = run.config.data.layout
+        results[f"{layout}_rows"] = measured(evaluation_batches(split, layout, *shape))
+    results["unigram"] = unigram(split, lengths)
+    if split.entropy is not None:
+        tokens = results["unigram"].tokens
+        results["exact_entropy"] = Evaluation(split.entropy / tokens, None, tokens, split.n_bytes)
+    return results
+
+
+def _figures(result: "Evaluation") -> dict[str, Any]:
+    names = ("loss", "perplexity", "bits_per_byte", "token_accuracy", "tokens", "n_bytes")
+    return {name: getattr(result, name) for name in names}
+
+
+def _table(results: dict[str, "Evaluation"]) -> str:
+    lines = [
+        f"{'':<16}{'nats/token':>12}{'perplexity':>12}{'bits/byte':>12}{'accuracy':>12}{'tokens':>14}{'bytes':>14}"
+    ]
+    for name, result in results.items():
+        accuracy = "" if result.token_accuracy is None else f"{result.token_accuracy:.2%}"
+        lines.append(
+            f"{name.replace('_', ' '):<16}{result.loss:>12.4f}{result.perplexity:>12,.3f}{result.bits_per_byte:>12.4f}"
+            f"{accuracy:>12}{result.tokens:>14,}{result.n_bytes:>14,}"
+        )
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    cli.run(main)

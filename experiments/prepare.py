@@ -1,0 +1,126 @@
+"""Tokenise stories in advance and look at them: python -m experiments.prepare --data SOURCE"""
+
+import itertools
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from experiments import cli
+from tinygpt_jax.config import DataConfig
+from tinygpt_jax.data.batches import Batch, Rows
+from tinygpt_jax.data.corpus import Corpus, prepare
+from tinygpt_jax.errors import UsageError
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Tokenise a source of stories, say what is in it, and draw it. Training does the first part by itself."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    context_length: int = 128  # tokens in a row, for what is said about rows
+    show: int = 0  # print this many training rows as the model sees them
+    workers: int | None = None  # processes that tokenise (default: one for each core, at most 8)
+    streaming: bool = False  # read tinystories from the hub without downloading it first
+    rebuild: bool = False  # throw away what was prepared before
+    pictures: Path | None = None  # folder for the pictures (default: beside the prepared corpus)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Parse the flags, prepare, and report."""
+    arguments = cli.parse(Arguments, argv)
+    for name, lowest in (("context_length", 1), ("show", 0), ("workers", 1)):
+        value = getattr(arguments, name)
+        if value is not None and value < lowest:
+            raise UsageError(f"{name} {value}: must be at least {lowest}")
+    corpus = prepare(
+        arguments.data, workers=arguments.workers, streaming=arguments.streaming, rebuild=arguments.rebuild
+    )
+    print(table(corpus, arguments.context_length))
+    rows = Rows(corpus.train, arguments.data.layout, arguments.context_length, corpus.tokenizer.end_of_text)
+    for index in range(min(arguments.show, len(rows))):
+        print(f"\nrow {index}\n{show_row(rows[index], corpus)}")
+    draw(corpus, arguments)
+
+
+def table(corpus: Corpus, context_length: int) -> str:
+    """What is in a corpus, as lines of text."""
+    splits = {"training": corpus.train, "held out": corpus.validation}
+    lines = [("", *splits)]
+    lines.append(("stories", *(f"{split.n_stories:,}" for split in splits.values())))
+    lines.append(("tokens", *(f"{len(split.tokens):,}" for split in splits.values())))
+    lines.append(("bytes per token", *(f"{s.n_bytes / (len(s.tokens) - s.n_stories):.2f}" for s in splits.values())))
+    for layout in ("padded", "packed"):
+        rows = [Rows(split, layout, context_length, corpus.tokenizer.end_of_text) for split in splits.values()]
+        lines.append((f"{layout} rows of {context_length}", *(f"{len(r):,}" for r in rows)))
+        lines.append(("  share of tokens kept", *(f"{r.targets_kept() / len(r.tokens):.1%}" for r in rows)))
+        lines.append(("  share of padding", *(f"{r.padding_share():.1%}" for r in rows)))
+    columns = [f"{name:<24}{left:>16}{right:>16}" for name, left, right in lines]
+    return "\n".join(columns + [f"{name:<24}  {value}" for name, value in _about(corpus).items()])
+
+
+def _about(corpus: Corpus) -> dict[str, str]:
+    manifest = corpus.manifest
+    read, options = manifest["stories"], manifest["options"]
+    first_bad = f" ({'; '.join(manifest['bad_records'][:3])})" if read["bad"] else ""
+    return {
+        "vocabulary": f"{corpus.tokenizer.name}, {corpus.tokenizer.vocab_size:,} tokens",
+        "  spelled in bytes": f"{manifest['tokenizer']['spelled_in_bytes']:.3%} of GPT-2's tokens in training stories",
+        "duplicates": f"{read['duplicates']:,}, {'dropped' if options['drop_duplicates'] else 'kept'}",
+        "repaired encoding": f"{read['repaired']:,}" if options["fix_encoding"] else "not asked for",
+        "left out": f"{read['empty']:,} empty, {read['bad']:,} malformed{first_bad}",
+        "held out by": "the source" if manifest["has_own_split"] else "the hash of each story",
+        "folder": str(corpus.folder),
+    }
+
+
+def show_row(row: Batch, corpus: Corpus) -> str:
+    """What the model reads, what it should say at each place, and which places are in the loss."""
+    runs = ((counts, len(list(run))) for counts, run in itertools.groupby(row.mask))
+    mask = ", then ".join(f"{length} that {'count' if counts else 'do not'}" for counts, length in runs)
+    return f"inputs   {_tokens(corpus, row.inputs)}\ntargets  {_tokens(corpus, row.targets)}\nmask     {mask}"
+
+
+def draw(corpus: Corpus, arguments: Arguments) -> None:
+    """The pictures of a corpus."""
+    from tinygpt_jax import plots
+
+    folder, context_length = arguments.pictures or corpus.folder, arguments.context_length
+    histogram = plots.length_histogram(np.diff(corpus.train.offsets), context_length)
+    titles = {
+        "word_cloud.png": plots.word_cloud(words(corpus), folder / "word_cloud.png"),
+        "story_lengths.png": plots.story_lengths(
+            histogram, context_length, folder / "story_lengths.png", arguments.data.layout
+        ),
+        "token_ranks.png": plots.token_ranks(corpus.counts, folder / "token_ranks.png"),
+    }
+    for name, title in titles.items():
+        print(f"{folder / name}: {title}")
+
+
+def words(corpus: Corpus) -> Counter[str]:
+    """How often each word is in the training stories, of the words that are one token."""
+    counted: Counter[str] = Counter()
+    for token in np.flatnonzero(corpus.counts):
+        word = corpus.tokenizer.decode([int(token)])
+        if word[:1] == " " and word[1:].isalpha():
+            counted[word[1:]] += int(corpus.counts[token])
+    return counted
+
+
+def _tokens(corpus: Corpus, ids: np.ndarray) -> str:
+    """Tokens with a bar between them; padding, which is end-of-text again and again, as one."""
+    tokens = []
+    for token, run in itertools.groupby(ids):
+        text, times = corpus.tokenizer.decode([int(token)]).replace("\n", "\\n"), len(list(run))
+        if token == corpus.tokenizer.end_of_text:
+            tokens.append("<|endoftext|>" if times == 1 else f"<|endoftext|> x {times}")
+        else:
+            tokens += [text] * times
+    return "│".join(tokens)
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,84 @@
+"""The same model in plain PyTorch, read from an exported folder. Needs only torch and safetensors.
+
+    python experiments/pytorch_reference.py model/ 7 1 4
+
+prints the most probable tokens after tokens 7, 1, 4. The formulas are those of `tinygpt_jax/functional.py`.
+"""
+
+import json
+import math
+import sys
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+
+Parameters = dict[str, torch.Tensor]
+
+
+def main() -> None:
+    """Read the folder and the tokens from the command line, and print the five most probable next tokens."""
+    folder, *tokens = sys.argv[1:]
+    parameters, config = load(Path(folder))
+    logits = forward(parameters, config, torch.tensor([[int(token) for token in tokens]]))
+    for probability, token in zip(*logits[0, -1].softmax(-1).topk(5), strict=True):
+        print(f"token {int(token):>6}  probability {float(probability):.4f}")
+
+
+def load(folder: Path) -> tuple[Parameters, dict]:
+    """The parameters and the model's part of the configuration."""
+    return load_file(folder / "model.safetensors"), json.loads((folder / "config.json").read_text())["model"]
+
+
+def forward(parameters: Parameters, config: dict, tokens: torch.Tensor) -> torch.Tensor:
+    """Logits `[batch, length, vocab_size]` after each of `tokens` `[batch, length]`."""
+    p, d_model, length = parameters, config["d_model"], tokens.shape[1]
+    x = p["token_embedding"][tokens]
+    if config["positions"] == "learned":
+        x = x + p["position_embedding"][:length]
+    else:
+        x = x * math.sqrt(d_model) + sinusoids(length, d_model)
+    for layer in range(config["n_layers"]):
+        block = {name.split(".", 1)[1]: value for name, value in p.items() if name.startswith(f"blocks_{layer}.")}
+        if config["norm"] == "pre":
+            x = x + attention(block, layer_norm(block, "attention_norm", x), config["n_heads"])
+            x = x + feed_forward(block, layer_norm(block, "feed_forward_norm", x), config["activation"])
+        else:
+            x = layer_norm(block, "attention_norm", x + attention(block, x, config["n_heads"]))
+            x = layer_norm(block, "feed_forward_norm", x + feed_forward(block, x, config["activation"]))
+    if config["norm"] == "pre":
+        x = layer_norm(p, "final_norm", x)
+    return x @ (p["token_embedding"] if config["tie_embeddings"] else p["head_weight"]).T
+
+
+def sinusoids(length: int, d_model: int) -> torch.Tensor:
+    """sin on even and cos on odd features, `[length, d_model]`."""
+    angle = torch.arange(length)[:, None] * 10_000.0 ** (-torch.arange(0, d_model, 2) / d_model)
+    return torch.stack([angle.sin(), angle.cos()], dim=-1).reshape(length, d_model)
+
+
+def attention(block: Parameters, x: torch.Tensor, n_heads: int) -> torch.Tensor:
+    """Causal self-attention of `[batch, length, d_model]`."""
+    batch, length, d_model = x.shape
+    qkv = x @ block["attention.qkv_weight"] + block["attention.qkv_bias"]
+    query, key, value = (part.view(batch, length, n_heads, -1).transpose(1, 2) for part in qkv.chunk(3, dim=-1))
+    mixed = F.scaled_dot_product_attention(query, key, value, is_causal=True)
+    mixed = mixed.transpose(1, 2).reshape(batch, length, d_model)
+    return mixed @ block["attention.out_weight"] + block["attention.out_bias"]
+
+
+def feed_forward(block: Parameters, x: torch.Tensor, activation: str) -> torch.Tensor:
+    """Two linear maps with a non-linearity between them."""
+    hidden = x @ block["feed_forward.weight_in"] + block["feed_forward.bias_in"]
+    hidden = F.relu(hidden) if activation == "relu" else F.gelu(hidden, approximate="tanh")
+    return hidden @ block["feed_forward.weight_out"] + block["feed_forward.bias_out"]
+
+
+def layer_norm(p: Parameters, name: str, x: torch.Tensor) -> torch.Tensor:
+    """LayerNorm over the features."""
+    return F.layer_norm(x, x.shape[-1:], p[f"{name}.scale"], p[f"{name}.bias"])
+
+
+if __name__ == "__main__":
+    main()

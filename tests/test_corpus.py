@@ -1,0 +1,400 @@
+"""The prepared corpus: its content, and that no accident leaves it half-made or changes it."""
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tinygpt_jax.config import DataConfig
+from tinygpt_jax.data import corpus as corpus_module
+from tinygpt_jax.data import grammar, shards, stories
+from tinygpt_jax.data.corpus import prepare, prepare_for_evaluation
+from tinygpt_jax.errors import UserError
+from tinygpt_jax.tokenizer import gpt2
+
+TEXTS = [text for text, _ in grammar.write_stories(300, seed=1)]
+
+
+@pytest.fixture
+def small_pieces(monkeypatch):
+    """Pieces so small that 300 stories make about 25."""
+    monkeypatch.setattr(stories, "PIECE_CHARACTERS", 5000)
+    monkeypatch.setattr(stories, "PIECE_BUILTIN", 12)
+
+
+@pytest.fixture
+def config(tmp_path):
+    """A configuration for TEXTS in a file."""
+    return DataConfig(source=str(write(tmp_path / "stories.txt")), cache_dir=str(tmp_path / "cache"))
+
+
+def write(path, texts=TEXTS):
+    path.write_text("\n<|endoftext|>\n".join(texts), encoding="utf-8")
+    return path
+
+
+def decoded(corpus, split):
+    return [corpus.tokenizer.decode(story) for story in np.split(split.tokens, split.offsets[1:-1])]
+
+
+def content(folder):
+    """Every file of a prepared corpus."""
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+
+
+def is_held_out(text, fraction=0.1):
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=16).digest()[:8]) / 2**64 < fraction
+
+
+def flip_a_bit(path):
+    raw = bytearray(path.read_bytes())
+    raw[len(raw) // 3] ^= 1
+    path.write_bytes(raw)
+
+
+@pytest.mark.parametrize("vocabulary", ["gpt2", "compact"])
+def test_a_split_is_its_stories_in_order_each_ended(config, small_pieces, vocabulary):
+    """A story lost between two pieces, on the wrong side, or joined to its neighbour."""
+    corpus = prepare(DataConfig(config.source, vocabulary, cache_dir=config.cache_dir), workers=1)
+    for split, side in ((corpus.train, False), (corpus.validation, True)):
+        expected = [text for text in TEXTS if is_held_out(text) == side]
+        assert decoded(corpus, split) == expected
+        assert split.n_bytes == sum(len(text.encode()) for text in expected)
+        assert split.entropy is None
+        ends = np.flatnonzero(split.tokens == corpus.tokenizer.end_of_text) + 1
+        np.testing.assert_array_equal(ends, split.offsets[1:])
+        assert split.offsets[0] == 0 and split.n_stories == len(expected)
+    np.testing.assert_array_equal(
+        corpus.counts, np.bincount(corpus.train.tokens, minlength=corpus.tokenizer.vocab_size)
+    )
+    assert corpus.train.tokens.dtype == np.uint16 and corpus.train.offsets.dtype == np.int64
+    assert {path.name for path in corpus.folder.iterdir()} == {*corpus.manifest["files"], "manifest.json", "lock"}
+
+
+def test_the_number_of_workers_changes_nothing(config, small_pieces):
+    """Stories in the order in which processes happen to finish."""
+    alone = prepare(config, workers=1)
+    before = content(alone.folder)
+    together = prepare(config, workers=3, rebuild=True)
+    assert content(together.folder) == before
+
+
+def test_a_prepared_corpus_is_opened_and_not_prepared_again(config, monkeypatch, capsys):
+    """Minutes of work at every start."""
+    first = prepare(config)
+    monkeypatch.setattr(corpus_module, "build", None)
+    again = prepare(config)
+    assert again.fingerprint == first.fingerprint
+    assert [line.split(" in ")[0] for line in capsys.readouterr().err.splitlines()][::2] == [
+        f"preparing the stories of {config.source}"
+    ]
+
+
+def test_another_source_is_another_corpus_and_the_same_stories_have_the_same_fingerprint(config, tmp_path):
+    """Training on what a file held last week; a run that cannot be resumed because its file was moved."""
+    first = prepare(config)
+    moved = write(tmp_path / "moved.txt")
+    assert prepare(DataConfig(str(moved), cache_dir=config.cache_dir)).fingerprint == first.fingerprint
+    write(Path(config.source), TEXTS[1:])
+    assert prepare(config).folder != first.folder
+    assert prepare(config).fingerprint != first.fingerprint
+
+
+def test_builtin_stories_know_their_entropy(tmp_path, small_pieces):
+    """The floor of the loss belonging to other stories than those of the split."""
+    corpus = prepare(DataConfig("builtin", builtin_stories=100, cache_dir=str(tmp_path)), workers=1)
+    told = list(grammar.write_stories(100, stories.BUILTIN_SEED))
+    for split, side in ((corpus.train, False), (corpus.validation, True)):
+        kept = [(text, log_p) for text, log_p in told if is_held_out(text) == side]
+        assert decoded(corpus, split) == [text for text, _ in kept]
+        assert split.entropy == pytest.approx(-sum(log_p for _, log_p in kept))
+
+
+def test_a_source_with_its_own_split_keeps_it(tmp_path):
+    """Published validation stories mixed into the training ones."""
+    folder = tmp_path / "data"
+    folder.mkdir()
+    write(folder / "x-train.txt", TEXTS[:50])
+    write(folder / "x-valid.txt", TEXTS[50:60])
+    corpus = prepare(DataConfig(str(folder), cache_dir=str(tmp_path / "cache")))
+    assert decoded(corpus, corpus.train) == TEXTS[:50]
+    assert decoded(corpus, corpus.validation) == TEXTS[50:60]
+
+
+def test_duplicates_are_counted_and_dropped_on_request(tmp_path):
+    """Copies trained on twice as often; the held-out one of two copies dropped, and the other trained on."""
+    folder, cache = tmp_path / "data", str(tmp_path / "cache")
+    folder.mkdir()
+    write(folder / "train.txt", ["A.", "B.", "A.", "V.", "C.", "B."])
+    write(folder / "valid.txt", ["V.", "W.", "W."])
+    corpus = prepare(DataConfig(str(folder), cache_dir=cache))
+    assert corpus.manifest["stories"]["duplicates"] == 4
+    assert decoded(corpus, corpus.train) == ["A.", "B.", "A.", "V.", "C.", "B."]
+    corpus = prepare(DataConfig(str(folder), drop_duplicates=True, cache_dir=cache))
+    assert corpus.manifest["stories"]["duplicates"] == 4
+    assert decoded(corpus, corpus.train) == ["A.", "B.", "C."]
+    assert decoded(corpus, corpus.validation) == ["V.", "W."]
+
+
+def test_copies_are_on_the_same_side(tmp_path):
+    """A training story that is also a held-out one."""
+    corpus = prepare(DataConfig(str(write(tmp_path / "s.txt", TEXTS * 2)), cache_dir=str(tmp_path)))
+    assert not set(decoded(corpus, corpus.train)) & set(decoded(corpus, corpus.validation))
+
+
+def test_misread_quotes_are_repaired_on_request_only(tmp_path):
+    """â€œ learned as a word; or a text changed that was right."""
+    wrong = ["He said â€œhiâ€\x9d.", "Itâ€™s late.", "A café.", "Plain."]
+    path = write(tmp_path / "s.txt", wrong)
+    right = ["He said “hi”.", "It’s late.", "A café.", "Plain."]
+    for fix, expected in ((False, wrong), (True, right)):
+        config = DataConfig(str(path), fix_encoding=fix, validation_fraction=0.5, cache_dir=str(tmp_path))
+        corpus = prepare(config)
+        assert sorted(decoded(corpus, corpus.train) + decoded(corpus, corpus.validation)) == sorted(expected)
+    assert corpus.manifest["stories"]["repaired"] == 2
+
+
+def test_the_compact_vocabulary_comes_from_the_training_stories(tmp_path):
+    """Held-out words deciding what the model can say; a share of spelled tokens that is made up."""
+    folder, cache = tmp_path / "data", str(tmp_path / "cache")
+    folder.mkdir()
+    write(folder / "train.txt", ["the cat the cat the dog"])
+    write(folder / "valid.txt", ["the elephant"])
+    corpus = prepare(DataConfig(str(folder), "compact", cache_dir=cache))
+    assert corpus.tokenizer.vocab_size == 256 + 4 + 1  # the, Ġthe, Ġcat, Ġdog
+    assert decoded(corpus, corpus.validation) == ["the elephant"]
+    assert corpus.manifest["tokenizer"]["spelled_in_bytes"] == 0
+    corpus = prepare(DataConfig(str(folder), "compact", max_vocab=2, cache_dir=cache))
+    assert corpus.tokenizer.vocab_size == 256 + 2 + 1
+    assert corpus.manifest["tokenizer"]["spelled_in_bytes"] == pytest.approx(2 / 6)
+    assert decoded(corpus, corpus.train) == ["the cat the cat the dog"]
+
+
+def test_what_was_skipped_is_in_the_manifest(tmp_path):
+    """Skipped records that nobody can find again."""
+    path = tmp_path / "s.jsonl"
+    path.write_text("".join(json.dumps({"text": text}) + "\nbroken\n" for text in TEXTS[:30]) + '{"text": ""}\n')
+    with pytest.raises(UserError, match="line 2: not JSON"):
+        prepare(DataConfig(str(path), cache_dir=str(tmp_path)))
+    manifest = prepare(DataConfig(str(path), skip_bad=True, cache_dir=str(tmp_path))).manifest
+    assert manifest["stories"] == {"read": 30, "duplicates": 0, "repaired": 0, "empty": 1, "bad": 30}
+    assert len(manifest["bad_records"]) == 30 and "line 60" in manifest["bad_records"][-1]
+
+
+def test_evaluation_takes_all_stories_in_the_models_vocabulary(config, tmp_path):
+    """Nine tenths of somebody's file left out of their evaluation; ids of another vocabulary."""
+    folder = tmp_path / "data"
+    folder.mkdir()
+    write(folder / "train.txt", TEXTS[:50])
+    write(folder / "valid.txt", TEXTS[50:60])
+    own = prepare(DataConfig(str(folder), "compact", cache_dir=config.cache_dir))
+    whole = prepare_for_evaluation(config, own.tokenizer)
+    assert decoded(whole, whole.validation) == TEXTS
+    assert whole.train.n_stories == 0 and whole.tokenizer.fingerprint == own.tokenizer.fingerprint
+    held_out = prepare_for_evaluation(DataConfig(str(folder), cache_dir=config.cache_dir), gpt2())
+    assert decoded(held_out, held_out.validation) == TEXTS[50:60]
+    assert held_out.manifest["stories"]["read"] == 10
+
+
+@pytest.mark.parametrize(("texts", "message"), [([], "holds no stories"), (["One."], "1 stories, of which 0")])
+def test_too_few_stories(tmp_path, texts, message):
+    """An empty split that fails long after, in the middle of training."""
+    with pytest.raises(UserError, match=message):
+        prepare(DataConfig(str(write(tmp_path / "s.txt", texts)), cache_dir=str(tmp_path / "cache")))
+
+
+@pytest.mark.parametrize("name", ["train.tokens", "validation.offsets", "tokenizer.json", "counts", "manifest.json"])
+def test_a_truncated_or_missing_file_is_refused_by_name_and_rebuilt_on_request(config, name):
+    """Training on half a corpus after a copy that was broken off."""
+    corpus = prepare(config)
+    before, path = content(corpus.folder), corpus.folder / name
+    for damage in (lambda: os.truncate(path, path.stat().st_size // 2), path.unlink):
+        damage()
+        if name == "manifest.json" and not path.exists():
+            continue  # not a prepared corpus: prepared again without a word
+        with pytest.raises(UserError) as caught:
+            prepare(config)
+        assert str(path) in str(caught.value) and "--rebuild" in str(caught.value)
+        assert content(prepare(config, rebuild=True).folder) == before
+
+
+def test_one_wrong_bit_is_found(config):
+    """Damage that leaves the size as it is."""
+    corpus = prepare(config)
+    flip_a_bit(corpus.folder / "train.tokens")
+    with pytest.raises(UserError, match=r"train\.tokens does not have the content"):
+        prepare(config)
+
+
+class Crash(BaseException):
+    """The end of the process, as far as a test in the same process can have it."""
+
+
+def test_a_crash_at_any_write_is_made_good(config, small_pieces, monkeypatch):
+    """A half-written file under its final name, or one that the second start trusts although it is stale."""
+    write(Path(config.source), TEXTS[:90])
+    expected = content(prepare(config, workers=1).folder)
+    pieces = len(list(stories.cut(stories.find_source(config.source, 10), False, stories.LeftOut(), lambda _: None)))
+    real, crashes = os.fsync, 0
+    for survives in range(100):
+        shutil.rmtree(config.cache_dir)
+        count = iter(range(survives))
+
+        def fsync(file, count=count):
+            if next(count, None) is None:
+                raise Crash
+            real(file)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "fsync", fsync)
+            # A killed process does not clean up.
+            patch.setattr(Path, "unlink", lambda self, missing_ok=False: None)
+            with contextlib.suppress(Crash):
+                prepare(config, workers=1)
+                break
+            crashes += 1
+        finished = list(Path(config.cache_dir).glob("*/shards/*.npz"))
+        assert len(finished) == min(survives, pieces)
+        for leftover in Path(config.cache_dir).rglob("*.partial"):  # of a process with another number
+            leftover.rename(leftover.with_name("train.tokens.0.partial"))
+        assert content(prepare(config, workers=1).folder) == expected
+    assert crashes == pieces + len(expected) - 1  # every file but the lock
+
+
+RUN = """
+import sys
+from tinygpt_jax.config import DataConfig
+from tinygpt_jax.data import corpus, stories
+stories.PIECE_CHARACTERS = 20_000
+corpus.prepare(DataConfig(sys.argv[1], "compact", cache_dir=sys.argv[2]), workers=2)
+print("jax" in sys.modules)
+"""
+
+
+def start(config, cache_dir):
+    return subprocess.Popen(
+        [sys.executable, "-c", RUN, config.source, str(cache_dir)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_killed_at_random_moments_it_goes_on_and_ends_with_the_same_bytes(config, tmp_path):
+    """Work lost or mixed up by SIGKILL; processes left behind; jax loaded into every one of them."""
+    write(Path(config.source), TEXTS * 10)
+    whole = start(config, tmp_path / "whole")
+    assert whole.communicate(timeout=60)[0] == "False\n"
+    expected = content(next((tmp_path / "whole").iterdir()))
+    seconds = random.Random(0)
+    for _ in range(3):
+        process = start(config, tmp_path / "killed")
+        while process.poll() is None and not list((tmp_path / "killed").glob("*/shards/*.npz")):
+            time.sleep(0.01)
+        time.sleep(seconds.uniform(0, 0.15))
+        process.send_signal(signal.SIGKILL)
+        process.communicate(timeout=60)
+    finished = {path: path.stat().st_mtime_ns for path in (tmp_path / "killed").glob("*/shards/*.npz")}
+    process = start(config, tmp_path / "killed")
+    while process.poll() is None:
+        for path, written in finished.items():
+            with contextlib.suppress(FileNotFoundError):
+                assert path.stat().st_mtime_ns == written, "a finished shard was made again"
+        time.sleep(0.02)
+    process.communicate()
+    assert process.returncode == 0
+    assert content(next((tmp_path / "killed").iterdir())) == expected
+
+
+def test_two_processes_at_once(config, tmp_path):
+    """Two trainings started together that write into each other's files."""
+    write(Path(config.source), TEXTS * 10)
+    both = [start(config, tmp_path / "both") for _ in range(2)]
+    messages = [process.communicate(timeout=120)[1] for process in both]
+    assert [process.returncode for process in both] == [0, 0], messages
+    assert sum("waiting for another process" in message for message in messages) == 1
+    assert sum("preparing" in message for message in messages) == 1
+
+
+def test_a_full_disk_is_one_line_and_leaves_the_finished_shards(config, small_pieces, monkeypatch):
+    """A traceback, and an hour of work thrown away."""
+    real, count = os.fsync, iter(range(5))
+
+    def fsync(file):
+        if next(count, None) is None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(file)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", fsync)
+        with pytest.raises(UserError, match="the disk is full") as caught:
+            prepare(config, workers=1)
+    assert "\n" not in str(caught.value)
+    assert len(list(Path(config.cache_dir).glob("*/shards/*"))) == 5
+
+
+def test_a_cache_folder_that_cannot_be_written_to(config, tmp_path):
+    """A traceback for a typing mistake in --cache-dir."""
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="--cache-dir"):
+        prepare(DataConfig(config.source, cache_dir=str(tmp_path / "file" / "cache")))
+
+
+def test_a_damaged_shard_is_made_again(config, small_pieces):
+    """A shard trusted for its name alone, or although a bit of it is wrong."""
+    corpus = prepare(config, workers=1)
+    expected, folder = content(corpus.folder), corpus.folder
+    piece = next(stories.cut(stories.find_source(config.source, 10), False, stories.LeftOut(), lambda amount: None))
+    path = folder / "shards" / "000000.npz"
+    for damage in (lambda: path.write_bytes(b"PK nothing"), lambda: flip_a_bit(path)):
+        (folder / "manifest.json").unlink()
+        (folder / "shards").mkdir()
+        shards.write_shard(piece, path, fix_encoding=False)
+        damage()
+        assert content(prepare(config, workers=1).folder) == expected
+
+
+def test_shards_that_a_kill_left_beside_a_finished_corpus_are_removed(config):
+    """Twice the disk for ever, because the process was killed while it tidied up."""
+    folder = prepare(config).folder
+    (folder / "shards").mkdir()
+    (folder / "shards" / "000000.npz").write_bytes(b"")
+    assert not (prepare(config).folder / "shards").exists()
+
+
+def test_a_killed_worker_is_one_line(config, small_pieces, monkeypatch):
+    """Waiting for ever for a process that the system killed for its memory."""
+    real = shards._start_process
+
+    def doomed():
+        process = real()
+        process.kill()
+        return process
+
+    monkeypatch.setattr(shards, "_start_process", doomed)
+    with pytest.raises(UserError, match="ended with -9"):
+        prepare(config, workers=2)
+
+
+def test_a_source_that_changes_while_it_is_read(config, monkeypatch):
+    """Half of the old file and half of the new one, kept for ever as a corpus."""
+    real = shards.write_shard
+
+    def write_shard(*arguments):
+        real(*arguments)
+        write(Path(config.source), TEXTS[:100])
+
+    monkeypatch.setattr(shards, "write_shard", write_shard)
+    with pytest.raises(UserError, match="was changed while it was read"):
+        prepare(config)

@@ -1,0 +1,52 @@
+"""Choosing a device: what is missing is said, and deterministic means what it says."""
+
+import subprocess
+import sys
+
+import jax
+import pytest
+
+from tinygpt_jax import devices
+from tinygpt_jax.errors import UserError
+
+
+@pytest.fixture(autouse=True)
+def no_lasting_change(monkeypatch):
+    """Choosing a device sets options for the whole process."""
+    monkeypatch.setattr(jax.config, "update", lambda name, value: None)
+    monkeypatch.setenv("XLA_FLAGS", "--xla_cpu_enable_fast_math=false")
+
+
+def test_a_gpu_that_is_not_used_is_named_and_refused_if_asked_for(monkeypatch, capsys):
+    monkeypatch.setattr(devices, "gpu_is_unused", lambda: True)
+    devices.use_device("auto")
+    assert capsys.readouterr().err.startswith("warning: an NVIDIA GPU is here but JAX does not use it: pip install")
+    with pytest.raises(UserError, match="an NVIDIA GPU is here but JAX does not use it"):
+        devices.use_device("gpu")
+    devices.use_device("cpu")
+    assert capsys.readouterr().err == ""
+
+
+def test_asking_for_a_gpu_where_there_is_none():
+    with pytest.raises(UserError, match="--device gpu: JAX sees no GPU here, only cpu"):
+        devices.use_device("gpu")
+
+
+@pytest.mark.parametrize(
+    ("backend", "says"), [("gpu", "updates are slower"), ("cpu", "nothing to set, a CPU always is")]
+)
+def test_deterministic_says_what_it_does(monkeypatch, capsys, backend, says):
+    monkeypatch.setattr(jax, "default_backend", lambda: backend)
+    devices.use_device("auto", deterministic=True)
+    assert says in capsys.readouterr().out
+    assert devices.os.environ["XLA_FLAGS"].split() == [
+        "--xla_cpu_enable_fast_math=false",
+        "--xla_gpu_deterministic_ops=true",
+    ]
+
+
+def test_xla_knows_the_flag_of_deterministic():
+    """An unknown flag ends the process."""
+    code = "from tinygpt_jax.devices import use_device; use_device('cpu', True); import jax; jax.numpy.ones(2).sum()"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr

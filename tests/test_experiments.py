@@ -1,0 +1,158 @@
+"""`experiments.evaluate` and `experiments.generate` on a run folder with random weights."""
+
+import io
+import json
+import math
+import sys
+
+import numpy as np
+import pytest
+
+from experiments import evaluate, generate
+from tinygpt_jax.config import Config, DataConfig, ModelConfig, OptimizerConfig
+from tinygpt_jax.data.corpus import prepare
+from tinygpt_jax.errors import UsageError, UserError
+from tinygpt_jax.model import GPT
+from tinygpt_jax.tokenizer import compact
+from tinygpt_jax.training.checkpoint import save
+from tinygpt_jax.training.checkpoint_files import Progress
+from tinygpt_jax.training.optimizer import make_optimizer
+from tinygpt_jax.training.step import data_mesh, initial_state
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    cache = str(tmp_path_factory.mktemp("cache"))
+    data = DataConfig(source="builtin", vocabulary="compact", builtin_stories=60, cache_dir=cache)
+    return prepare(data), data
+
+
+@pytest.fixture(scope="module")
+def run(corpus, tmp_path_factory):
+    prepared, data = corpus
+    return save_run(tmp_path_factory.mktemp("run"), data, prepared.tokenizer)
+
+
+def save_run(workdir, data, tokenizer):
+    shape = {"context_length": 32, "n_layers": 1, "n_heads": 2, "d_model": 16, "d_ff": 16}
+    config = Config(model=ModelConfig(vocab_size=tokenizer.vocab_size, **shape), data=data)
+    state = initial_state(GPT(config.model), make_optimizer(OptimizerConfig(), 1), 0, data_mesh())
+    save(workdir, state, Progress(0, "corpus"), config, tokenizer)
+    return workdir
+
+
+@pytest.fixture(autouse=True)
+def no_device_change(monkeypatch):
+    """Choosing a device sets options for the whole process."""
+    for command in (evaluate, generate):
+        monkeypatch.setattr(command, "use_device", lambda device: None)
+
+
+@pytest.fixture
+def call(run, capsys):
+    """Run a command on the run folder; returns what it printed."""
+
+    def call(command, *flags):
+        command.main(["--workdir", str(run), *flags])
+        return capsys.readouterr().out
+
+    return call
+
+
+@pytest.mark.parametrize("name", ["validation", "train"])
+def test_evaluate_covers_a_whole_split(call, corpus, name):
+    """All tokens and bytes of all stories, though rows as in training cut them; random weights know nothing."""
+    figures = json.loads(call(evaluate, "--json", "--split", name))
+    split = getattr(corpus[0], name)
+    whole, rows = figures["whole_stories"], figures["padded_rows"]
+    assert figures["stories"] == split.n_stories
+    assert (whole["tokens"], whole["n_bytes"]) == (len(split.tokens), split.n_bytes)
+    assert (figures["unigram"]["tokens"], figures["unigram"]["n_bytes"]) == (len(split.tokens), split.n_bytes)
+    assert rows["tokens"] == 32 * split.n_stories  # every story is longer than the context
+    assert rows["n_bytes"] < whole["n_bytes"] / 2
+    assert whole["loss"] == pytest.approx(math.log(corpus[0].tokenizer.vocab_size), abs=0.3)
+    assert figures["exact_entropy"]["loss"] == pytest.approx(split.entropy / len(split.tokens))
+    assert figures["exact_entropy"]["loss"] < figures["unigram"]["loss"] < whole["loss"]
+
+
+def test_evaluate_prints_the_same_figures_as_a_table(call):
+    figures = json.loads(call(evaluate, "--json"))
+    lines = call(evaluate).splitlines()
+    assert [line[:16].strip() for line in lines[2:]] == ["whole stories", "padded rows", "unigram", "exact entropy"]
+    for line in lines[2:]:
+        result = figures[line[:16].strip().replace(" ", "_")]
+        expected = f"{result['loss']:.4f} {result['perplexity']:,.3f} {result['bits_per_byte']:.4f}"
+        assert " ".join(line[16:].split()[:3]) == expected
+
+
+def test_evaluate_reads_a_whole_file_in_the_runs_vocabulary(call, tmp_path):
+    """Words and characters that the run never met are spelled in bytes, and no story is held out."""
+    stories = ["Zebras quantise.", "Ça va? ☕"]
+    (tmp_path / "other.txt").write_text("\n<|endoftext|>\n".join(stories), encoding="utf-8")
+    figures = json.loads(call(evaluate, "--json", "--data", str(tmp_path / "other.txt")))
+    assert figures["stories"] == 2
+    assert figures["whole_stories"]["n_bytes"] == sum(len(story.encode()) for story in stories)
+    assert "padded_rows" not in figures and "exact_entropy" not in figures
+
+
+def test_evaluate_refuses_what_it_cannot_do(call, corpus, tmp_path):
+    with pytest.raises(UsageError, match="leave it out with --data"):
+        call(evaluate, "--data", "builtin", "--split", "train")
+    with pytest.raises(UserError, match="train first"):
+        evaluate.main(["--workdir", str(tmp_path / "missing")])
+    other = save_run(tmp_path / "other", corpus[1], compact(np.zeros(50_257, int)))
+    with pytest.raises(UserError, match="builtin has changed since the run"):
+        evaluate.main(["--workdir", str(other)])
+
+
+def test_generate_is_a_function_of_the_seed(call):
+    """The text for one seed twice, another text for another; all of it in the JSON."""
+    flags = ("--json", "--prompt", "Once", "--num-samples", "2", "--max-new-tokens", "20", "--top-k", "50")
+    first, again, other = (call(generate, *flags, "--seed", seed) for seed in "112")
+    assert first == again
+    assert json.loads(first)["samples"] != json.loads(other)["samples"]
+    document = json.loads(first)
+    assert (document["prompt"], document["seed"], len(document["samples"])) == ("Once", 1, 2)
+    assert document["settings"]["top_k"] == 50
+    text = call(generate, *flags[1:], "--seed", "1")
+    assert text == "\n\n---\n\n".join("Once" + sample["text"] for sample in document["samples"]) + "\n"
+
+
+class Terminal(io.StringIO):
+    """Keeps what is written to it in pieces."""
+
+    def __init__(self):
+        super().__init__()
+        self.pieces = []
+
+    def isatty(self):
+        return True
+
+    def write(self, text):
+        self.pieces.append(text)
+
+
+def test_generate_streams_to_a_terminal(call, run, monkeypatch):
+    """In several pieces, and the same text as elsewhere."""
+    flags = ("--prompt", "Once", "--max-new-tokens", "20")
+    whole, terminal = call(generate, *flags), Terminal()
+    monkeypatch.setattr(sys, "stdout", terminal)
+    generate.main(["--workdir", str(run), *flags])
+    assert "".join(terminal.pieces) == whole
+    assert len(terminal.pieces) > 3
+
+
+def test_generate_says_when_it_cuts_the_prompt(run, capsys):
+    generate.main(["--workdir", str(run), "--prompt", "a b c d " * 20, "--max-new-tokens", "1"])
+    assert "the model reads 32 tokens: the first" in capsys.readouterr().err
+
+
+def test_generate_survives_a_prompt_that_is_not_text(call):
+    """Bytes that are not UTF-8 reach a program as lone surrogates, which no terminal can print."""
+    assert call(generate, "--prompt", b"\xff\xfe!".decode("utf-8", "surrogateescape"), "--max-new-tokens", "1")
+
+
+def test_commands_refuse_bad_numbers(call):
+    for flags in (["--temperature", "-1"], ["--top-p", "0"], ["--num-samples", "0"], ["--max-new-tokens", "0"]):
+        with pytest.raises(UsageError, match=flags[0][2:].replace("-", "_")):
+            call(generate, *flags)

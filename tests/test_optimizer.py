@@ -1,0 +1,58 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tinygpt_jax.config import ModelConfig, OptimizerConfig
+from tinygpt_jax.model import abstract_params
+from tinygpt_jax.training.optimizer import decay_mask, learning_rate_schedule, make_optimizer
+
+
+def test_updates_are_adamw_with_clipping():
+    """Two updates against Loshchilov & Hutter 2019, algorithm 2, and clipping by the global norm, in float64."""
+    config = OptimizerConfig(learning_rate=0.1, clip_norm=0.5, weight_decay=0.3)
+    rng = np.random.default_rng(0)
+    params = {"weight": rng.normal(size=(3, 4)), "bias": rng.normal(size=4)}
+    optimizer = make_optimizer(config, 10)
+    ours = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), params)
+    state = optimizer.init(ours)
+    mean, square = jax.tree.map(np.zeros_like, params), jax.tree.map(np.zeros_like, params)
+    for t in (1, 2):
+        gradients = jax.tree.map(lambda x: rng.normal(size=x.shape), params)
+        updates, state = optimizer.update(jax.tree.map(jnp.float32, gradients), state, ours)
+        ours = jax.tree.map(jnp.add, ours, updates)
+
+        norm = np.sqrt(sum((g**2).sum() for g in gradients.values()))
+        assert norm > config.clip_norm
+        for name, p in params.items():
+            g = gradients[name] * config.clip_norm / norm
+            mean[name] = 0.9 * mean[name] + 0.1 * g
+            square[name] = 0.999 * square[name] + 0.001 * g**2
+            step = mean[name] / (1 - 0.9**t) / (np.sqrt(square[name] / (1 - 0.999**t)) + 1e-8)
+            decay = 0.3 * p if name == "weight" else 0
+            params[name] = p - 0.1 * (step + decay)
+    for name in params:
+        np.testing.assert_allclose(ours[name], params[name], rtol=2e-6, atol=2e-6)
+
+
+def test_decay_is_on_matrices_only():
+    """Decay on a LayerNorm scale or a bias pulls the model to nothing useful."""
+    mask = decay_mask(abstract_params(ModelConfig(vocab_size=11, n_layers=1, n_heads=1, d_model=4, d_ff=8)))
+    decayed = {"/".join(k.key for k in path) for path, on in jax.tree_util.tree_leaves_with_path(mask) if on}
+    assert decayed == {
+        "token_embedding",
+        "blocks_0/attention/qkv_weight",
+        "blocks_0/attention/out_weight",
+        "blocks_0/feed_forward/weight_in",
+        "blocks_0/feed_forward/weight_out",
+    }
+
+
+def test_schedules_at_their_corners():
+    constant = learning_rate_schedule(OptimizerConfig(learning_rate=2.0, warmup_steps=4), 10)
+    assert [float(constant(i)) for i in (0, 1, 3, 4, 9)] == pytest.approx([0.5, 1.0, 2.0, 2.0, 2.0])
+    cosine = learning_rate_schedule(
+        OptimizerConfig(learning_rate=2.0, schedule="cosine", warmup_steps=2, final_fraction=0.1), 12
+    )
+    assert [float(cosine(i)) for i in (0, 1, 2, 7, 12)] == pytest.approx([1.0, 2.0, 2.0, 1.1, 0.2])
+    assert float(learning_rate_schedule(OptimizerConfig(learning_rate=2.0), 10)(0)) == 2.0

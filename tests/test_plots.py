@@ -1,0 +1,146 @@
+"""The pictures: their titles state the facts, nothing is cut off or overlaps, and the same data give the same bytes."""
+
+import math
+import subprocess
+import sys
+from functools import partial
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tinygpt_jax import drawing, plots
+
+FALLING = [(step, 1.4 + 9.4 / (1 + step / 30)) for step in range(1, 1001, 20)]
+VALIDATION = FALLING[9::10]
+REFERENCES = {"uniform guess": math.log(50_257), "unigram entropy": 5.96, "exact entropy": 0.7}
+NORMS = [(step, 0.1 + 3 / step) for step, _ in FALLING]
+WORDS = {"the": 900, "Lily": 300, "ball": 200, "Tim": 150, "and": 800, "dog": 100}
+LONG = plots.length_histogram(np.arange(60, 400), 128)
+TWICE = {
+    "cross-entropy": [(step, math.exp(loss)) for step, loss in FALLING],
+    "softmax applied twice": [(step, 50_000.0 - step) for step, _ in FALLING],
+}
+
+PICTURES = {
+    "loss": partial(plots.loss_curves, FALLING, VALIDATION, REFERENCES),
+    "loss without context": partial(plots.loss_curves, FALLING, VALIDATION, {"unigram entropy": 5.96}),
+    "loss of one step": partial(plots.loss_curves, FALLING[:1], [], {}),
+    "perplexity": partial(plots.perplexity_curves, FALLING, VALIDATION, REFERENCES),
+    "learning rate": partial(plots.learning_rate_curves, [(s, 1e-5 * s) for s, _ in FALLING], NORMS, 1.0),
+    "learning rate without clipping": partial(plots.learning_rate_curves, [(1, 0.0)], [(1, 2.0)], None),
+    "comparison": partial(plots.comparison_curves, TWICE, 18_489, 50_257),
+    "lengths": partial(plots.story_lengths, LONG, 128),
+    "lengths packed": partial(plots.story_lengths, LONG, 128, layout="packed"),
+    "lengths in a long context": partial(plots.story_lengths, LONG, 4096),
+    "ranks": partial(plots.token_ranks, np.array([0, 5, 1000, 70, 1, 0])),
+    "words": partial(plots.word_cloud, WORDS),
+    "words of one kind": partial(plots.word_cloud, {"the": 3}),
+}
+
+
+@pytest.mark.parametrize("name", PICTURES)
+def test_a_picture_is_whole_and_the_same_each_time(tmp_path, name):
+    """Guards against titles and labels that run out of the picture, blank pictures, and unseeded layouts."""
+    title = PICTURES[name](tmp_path / "a.png")
+    assert PICTURES[name](tmp_path / "b.png") == title
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+    pixels = np.asarray(Image.open(tmp_path / "a.png").convert("L"))
+    assert pixels.shape == (675, 1200)
+    assert pixels.std() > 5
+    if not name.startswith("words"):
+        for edge in (pixels[:2], pixels[-2:], pixels[:, :2], pixels[:, -2:]):
+            assert edge.min() == 255
+
+
+def title_of(picture, tmp_path, *arguments, **options):
+    return picture(*arguments, tmp_path / "picture.png", **options)
+
+
+def test_titles_state_the_facts(tmp_path):
+    curve = [(1, math.log(900)), (2, 0.75)]
+    assert title_of(plots.loss_curves, tmp_path, curve, [(2, 0.8)], {"unigram entropy": 5.0, "exact entropy": 0.7}) == (
+        "Validation loss ends at 0.800 nats per token, 0.100 above the exact entropy"
+    )
+    assert title_of(plots.loss_curves, tmp_path, curve, [], {"unigram entropy": 5.0}) == (
+        "Training loss ends at 0.750 nats per token, 4.25 below the unigram entropy"
+    )
+    assert title_of(plots.perplexity_curves, tmp_path, curve, [], {}) == (
+        "Training perplexity ends at 2.12; the run began at 900"
+    )
+    rates, norms = [(1, 1e-4), (2, 1e-3), (3, 2e-5)], [(1, 3.0), (2, 1.0), (3, 0.5), (4, 0.5)]
+    assert title_of(plots.learning_rate_curves, tmp_path, rates, norms, 1.0) == (
+        "Learning rate at most 0.001, 0.00002 at the end. Gradient clipped in 25% of the logged steps"
+    )
+    assert title_of(plots.token_ranks, tmp_path, np.arange(201)) == (
+        "The 100 most frequent of 200 tokens make up 75% of the text"
+    )
+
+
+@pytest.mark.parametrize("context_length", [1, 60, 127, 128, 129, 300, 2000])
+def test_a_histogram_tells_exactly_how_many_stories_are_cut(context_length):
+    """Guards against a bin that holds stories from both sides of the cut: its share would be a guess."""
+    for seed in range(20):
+        generator = np.random.default_rng(seed)
+        lengths = generator.integers(1, 2 + int(400 * generator.random()), size=generator.integers(1, 2000))
+        lengths[0] = generator.choice([lengths[0], 50_000])
+        histogram = plots.length_histogram(lengths, context_length)
+        edges, counts = np.array(histogram["edges"]), np.array(histogram["counts"])
+        assert len(edges) == len(counts) + 1 and counts.sum() == len(lengths)
+        assert len(counts) <= 60
+        assert counts[edges[:-1] > context_length].sum() == (lengths > context_length).sum()
+
+
+def test_one_very_long_story_does_not_hide_the_others():
+    lengths = np.append(np.random.default_rng(0).integers(60, 120, 5000), 50_000)
+    histogram = plots.length_histogram(lengths, 128)
+    assert histogram["edges"][-1] == 50_001 and histogram["counts"][-1] == 1
+    assert len(histogram["counts"]) > 30
+
+
+def test_the_share_cut_is_in_the_title(tmp_path):
+    histogram = plots.length_histogram(np.array([100] * 3 + [128] * 4 + [129] * 3), 128)
+    assert title_of(plots.story_lengths, tmp_path, histogram, 128) == "30% of the stories are cut at 128 tokens"
+    packed = plots.story_lengths(histogram, 128, tmp_path / "packed.png", layout="packed")
+    assert packed == "30% of the stories are longer than a row of 128; packed, none is cut"
+    assert title_of(plots.story_lengths, tmp_path, histogram, 129) == "Every story fits into the context of 129 tokens"
+
+
+def test_the_cloud_leaves_out_what_all_english_is_full_of(tmp_path):
+    assert title_of(plots.word_cloud, tmp_path, WORDS) == "The words that stand out: Lily, ball, Tim, dog"
+
+
+@pytest.mark.parametrize("scale", ["linear", "log"])
+@pytest.mark.parametrize("values", [(1, 1, 1, 1), (1, 1.01, 1.02, 100), (99, 99.5, 99.9, 100), (1, 50, 50.1, 100)])
+def test_labels_do_not_overlap(scale, values):
+    """Final losses are close together and close to the entropy: their names must stay apart, in order, and inside."""
+    figure = drawing.new_figure()
+    axes = figure.subplots()
+    axes.set(yscale=scale)
+    drawing.limit_y(axes, [1, 100])
+    drawing.label_ends(axes, [(value, f"number {n}", "black") for n, value in enumerate(values)])
+    figure.draw_without_rendering()
+    boxes = [text.get_window_extent() for text in sorted(axes.texts, key=lambda text: text.get_text())]
+    assert all(below.y1 <= above.y0 for below, above in pairwise(boxes))
+    middles = [(box.y0 + box.y1) / 2 for box in boxes]
+    assert axes.bbox.y0 <= middles[0] and middles[-1] <= axes.bbox.y1 + 1e-6
+    assert max(box.x1 for box in boxes) <= figure.bbox.x1
+
+
+@pytest.mark.parametrize(
+    ("share", "text"), [(0, "0%"), (1e-9, "0.1%"), (0.034, "3.4%"), (0.62, "62%"), (0.9999, "99.9%"), (1, "100%")]
+)
+def test_nearly_none_and_nearly_all_are_not_none_and_all(share, text):
+    assert drawing.percent(share) == text
+
+
+def test_drawing_costs_nothing_until_used_and_leaves_pyplot_alone(tmp_path):
+    """Guards a fast --help, and a user's own pyplot figures and backend."""
+    code = (
+        "import sys, tinygpt_jax.report, tinygpt_jax.plots as plots; from pathlib import Path\n"
+        "assert not {'matplotlib', 'wordcloud', 'jax'} & set(sys.modules), 'imported too early'\n"
+        f"plots.loss_curves([(1, 2.0)], [], {{}}, Path({str(tmp_path)!r}) / 'loss.png')\n"
+        "assert 'matplotlib.pyplot' not in sys.modules\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -1,0 +1,79 @@
+"""The command `prepare`: what it prints, draws and refuses."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from experiments import prepare
+from tinygpt_jax.data import grammar
+
+TEXTS = [text for text, _ in grammar.write_stories(40, seed=2)]
+
+PICTURES = {"word_cloud.png", "story_lengths.png", "token_ranks.png"}
+
+
+@pytest.fixture
+def source(tmp_path, monkeypatch):
+    """A .jsonl file of stories, one of them twice; the cache is a folder of the test."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    path = tmp_path / "stories.jsonl"
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in [*TEXTS, TEXTS[0]]))
+    return path
+
+
+def test_it_ends_with_a_table_and_pictures(source, tmp_path, capsys):
+    """Shares that are not those of the rows a model is trained on; a picture that is not drawn."""
+    prepare.main(["--data", str(source), "--vocabulary", "compact", "--context-length", "16"])
+    lines = dict(line.split("  ", 1) for line in capsys.readouterr().out.splitlines() if "  " in line.strip())
+    values = {name.strip(): value.split() for name, value in lines.items()}
+    assert sum(int(number) for number in values["stories"]) == 41
+    assert values["packed rows of 16"] and values["padded rows of 16"]
+    assert values["duplicates"] == ["1,", "kept"]
+    assert values["vocabulary"][0] == "compact,"
+    folder = values["folder"][0]
+    assert folder.startswith(str(tmp_path / "cache" / "tinygpt_jax"))
+    drawn = {name for name in os.listdir(folder) if name.endswith(".png")}
+    assert drawn == PICTURES
+
+
+def test_show_prints_rows_as_the_model_sees_them(source, tmp_path, capsys):
+    """A shift or a mask that looks right in the code and is not in the data."""
+    prepare.main(["--data", str(source), "--show", "2", "--context-length", "400", "--pictures", str(tmp_path / "p")])
+    inputs, targets, mask = capsys.readouterr().out.split("row 0\n")[1].splitlines()[:3]
+    (_, *read), (*said, end) = inputs.removeprefix("inputs   ").split("│"), targets.removeprefix("targets  ").split("│")
+    assert "".join(said) in TEXTS
+    assert inputs.startswith("inputs   <|endoftext|>│") and read[:-1] == said
+    count = len(said) + 1
+    assert mask == f"mask     {count} that count, then {400 - count} that do not"
+    assert end == f"<|endoftext|> x {401 - count}" and read[-1] == f"<|endoftext|> x {400 - count}"
+    assert {path.name for path in (tmp_path / "p").iterdir()} == PICTURES
+
+
+def run(*flags, **environment):
+    command = [sys.executable, "-m", "experiments.prepare", *map(str, flags)]
+    return subprocess.run(command, capture_output=True, text=True, env={**os.environ, **environment}, timeout=60)
+
+
+@pytest.mark.parametrize(
+    ("flags", "code", "message"),
+    [
+        (["--data", "nowhere.txt"], 2, "--data nowhere.txt: no such file or folder"),
+        (["--data", "builtin", "--context-length", "0"], 2, "context_length 0: must be at least 1"),
+        (["--data", "builtin", "--workers", "0"], 2, "workers 0: must be at least 1"),
+        (["--data", "builtin", "--vocabulary", "gpt3"], 2, "gpt3"),
+        (["--data", "{empty}"], 1, "holds no stories"),
+        (["--data", "{binary}"], 1, "is not a UTF-8 text file"),
+    ],
+)
+def test_failures_are_one_line_with_the_exit_code(tmp_path, flags, code, message):
+    """A traceback for a typing mistake."""
+    for name, content in (("empty", b""), ("binary", b"\0\1")):
+        (tmp_path / f"{name}.txt").write_bytes(content)
+    flags = [flag.format(empty=tmp_path / "empty.txt", binary=tmp_path / "binary.txt") for flag in flags]
+    result = run(*flags, XDG_CACHE_HOME=str(tmp_path / "cache"))
+    assert result.returncode == code
+    errors = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1 and message in errors[0] and "Traceback" not in result.stderr

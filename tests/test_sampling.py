@@ -1,0 +1,132 @@
+"""Each rule of sampling against its definition, written with sorts in NumPy."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tinygpt_jax.errors import UsageError
+from tinygpt_jax.sampling import (
+    Sampling,
+    SamplingValues,
+    categorical,
+    keep_top_k,
+    keep_top_p,
+    mark_seen,
+    next_token,
+    penalise_repetition,
+    scale_by_temperature,
+)
+
+LOGITS = jnp.array(np.random.default_rng(0).normal(0, 4, (5, 1000)), jnp.float32)
+
+
+@pytest.mark.parametrize("k", [1, 2, 50, 999, 1000, 5000])
+def test_top_k(k):
+    """Keeps exactly the k largest, unchanged."""
+    threshold = np.sort(LOGITS)[:, ::-1][:, min(k, 1000) - 1 : min(k, 1000)]
+    np.testing.assert_array_equal(keep_top_k(LOGITS, jnp.int32(k)), np.where(threshold <= LOGITS, LOGITS, -np.inf))
+
+
+def test_top_k_keeps_ties_and_0_keeps_all():
+    """Guards: an arbitrary choice among equals, and an empty choice."""
+    logits = jnp.array([[1.0, 3.0, 3.0, 2.0]])
+    np.testing.assert_array_equal(keep_top_k(logits, jnp.int32(1)), [[-np.inf, 3, 3, -np.inf]])
+    np.testing.assert_array_equal(keep_top_k(logits, jnp.int32(0)), logits)
+
+
+@pytest.mark.parametrize("p", [1e-6, 0.1, 0.5, 0.9, 0.999])
+def test_top_p(p):
+    """Keeps a token if those before it, likeliest first, hold less than p. Guards: the last one left out."""
+    for logits, kept in zip(np.array(LOGITS), np.array(keep_top_p(LOGITS, jnp.float32(p))), strict=True):
+        order = np.argsort(-logits)
+        probabilities = np.exp(logits[order].astype(np.float64))
+        before = np.cumsum(probabilities / probabilities.sum()) - probabilities / probabilities.sum()
+        np.testing.assert_array_equal(np.sort(order[before < p]), np.flatnonzero(kept > -np.inf))
+        np.testing.assert_array_equal(kept[kept > -np.inf], logits[kept > -np.inf])
+
+
+def test_top_p_1_keeps_all():
+    np.testing.assert_array_equal(keep_top_p(LOGITS, jnp.float32(1)), LOGITS)
+
+
+def test_repetition_penalty_makes_seen_tokens_less_likely():
+    """Whatever the sign of their logits. Guards: negative logits divided, which makes a repetition likelier."""
+    seen = jnp.array([[True, True, False, False]])
+    penalised = penalise_repetition(jnp.array([[3.0, -3.0, 3.0, -3.0]]), seen, jnp.float32(1.5))
+    np.testing.assert_allclose(penalised, [[2, -4.5, 3, -3]])
+
+
+def test_repetition_penalty_spares_end_of_text():
+    """It stands before every text. Guards: a penalty under which stories never end."""
+    seen = mark_seen(jnp.zeros((2, 9), bool), jnp.array([[8, 3, 3], [5, 8, 0]]), 8)
+    assert np.argwhere(seen).tolist() == [[0, 3], [1, 0], [1, 5]]
+
+
+def test_temperature():
+    """Divides, up to a constant of the row, and stays finite where logits / T would overflow."""
+    scaled = np.array(scale_by_temperature(LOGITS, jnp.float32(0.5)))
+    np.testing.assert_allclose(scaled - scaled[:, :1], (LOGITS - LOGITS[:, :1]) * 2, rtol=1e-5, atol=1e-5)
+    for tiny in (1e-30, 1e-45):
+        scaled = scale_by_temperature(LOGITS, jnp.float32(tiny))
+        np.testing.assert_array_equal(jnp.exp(scaled), LOGITS.max(axis=-1, keepdims=True) == LOGITS)
+
+
+@pytest.mark.parametrize("vocab", [5, 256, 700])
+def test_categorical_draws_by_probability(vocab):
+    """Frequencies of 40,000 draws against softmax, in part of a block, a full one and several. Chi-squared has
+    mean `vocab - 1` and variance twice that."""
+    logits = np.random.default_rng(1).normal(0, 1, vocab)
+    draws = 40_000
+    keys = jax.random.split(jax.random.key(2), draws)
+    drawn = jax.jit(lambda row: categorical(keys, jnp.tile(row, (draws, 1))))(logits)
+    counts = np.bincount(drawn, minlength=vocab)
+    expected = np.exp(logits) / np.exp(logits).sum() * draws
+    assert len(counts) == vocab
+    statistic = np.sum((counts - expected) ** 2 / expected)
+    assert abs(statistic - (vocab - 1)) < 5 * np.sqrt(2 * (vocab - 1))
+
+
+def test_categorical_never_draws_what_was_removed():
+    """Nor the padding that fills the last block."""
+    logits = np.full((1, 600), -np.inf, np.float32)
+    logits[0, [3, 300, 599]] = [0, -1, 1]
+    drawn = jax.jit(categorical)(jax.random.split(jax.random.key(0), 2000), jnp.tile(logits, (2000, 1)))
+    assert set(np.unique(drawn)) == {3, 300, 599}
+
+
+def test_rules_act_in_the_documented_order():
+    """The penalty comes first: it takes token 0 out of the two likeliest. Temperature 0 takes the likeliest left."""
+    logits = jnp.array([[3.0, 2.0, 1.9, -9.0]])
+    seen = jnp.array([[True, False, False, False]])
+    keys = jax.random.split(jax.random.key(0), 200)
+    draw = jax.jit(lambda values: next_token(keys, jnp.tile(logits, (200, 1)), jnp.tile(seen, (200, 1)), values))
+
+    def drawn(**settings):
+        return set(np.unique(draw(SamplingValues.of(Sampling(**settings)))))
+
+    assert drawn(temperature=1.0, top_k=2) == {0, 1}
+    assert drawn(temperature=1.0, top_k=2, repetition_penalty=2.0) == {1, 2}
+    # Of 0.59 0.22 0.20, top-k 2 leaves 0.73 0.27, of which the first is enough for top-p.
+    assert drawn(temperature=1.0, top_k=2, top_p=0.7) == {0}
+    assert drawn(temperature=0.0, repetition_penalty=2.0) == {1}
+    # At temperature 100 the first two hold half of the probability; at temperature 1, nearly two thirds.
+    assert drawn(temperature=100.0, top_p=0.6) == {0, 1, 2}
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("temperature", -0.1),
+        ("temperature", float("nan")),
+        ("temperature", float("inf")),
+        ("top_k", -1),
+        ("top_p", 0.0),
+        ("top_p", 1.1),
+        ("repetition_penalty", 0.0),
+        ("repetition_penalty", float("nan")),
+    ],
+)
+def test_bad_settings_are_refused(name, value):
+    with pytest.raises(UsageError, match=f"{name} {value}"):
+        Sampling(**{name: value})

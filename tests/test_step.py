@@ -1,0 +1,126 @@
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tinygpt_jax.config import ModelConfig, OptimizerConfig, TrainingConfig
+from tinygpt_jax.data.batches import Batch
+from tinygpt_jax.errors import UsageError
+from tinygpt_jax.model import GPT
+from tinygpt_jax.training.optimizer import make_optimizer
+from tinygpt_jax.training.step import data_mesh, initial_state, loss_chunks, make_train_step, put_batch
+
+MODEL = ModelConfig(vocab_size=50, context_length=16, n_layers=1, n_heads=2, d_model=16, d_ff=32, dropout=0.0)
+TRAINING = TrainingConfig(batch_size=8)
+
+
+def random_batch(seed):
+    rng = np.random.default_rng(seed)
+    tokens = rng.integers(0, 50, (8, 17)).astype(np.int32)
+    return Batch(tokens[:, :-1], tokens[:, 1:], rng.random((8, 16)) < 0.7)
+
+
+def losses_and_state(model_config=MODEL, training=TRAINING, steps=3, optimizer=None):
+    mesh = data_mesh()
+    model = GPT(model_config)
+    optimizer = make_optimizer(optimizer or OptimizerConfig(learning_rate=1e-2), steps)
+    state = initial_state(model, optimizer, training.seed, mesh)
+    update = make_train_step(model, optimizer, training, mesh)
+    losses = []
+    for step in range(steps):
+        state, metrics = update(state, put_batch(random_batch(step), mesh), step)
+        losses.append(float(metrics.loss))
+    return losses, state
+
+
+def test_accumulated_gradients_equal_the_whole_batch():
+    """Guards the weighting: pieces have different numbers of targets, so a plain mean of means is wrong."""
+    whole, state = losses_and_state()
+    pieces, other = losses_and_state(training=dataclasses.replace(TRAINING, gradient_accumulation=4))
+    np.testing.assert_allclose(whole, pieces, rtol=1e-5)
+    for a, b in zip(jax.tree.leaves(state.params), jax.tree.leaves(other.params), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-3)
+
+
+def test_dropout_differs_between_steps_and_seeds_and_repeats():
+    """Guards against one key for all steps, and against a key that is not of the seed."""
+    dropping = dataclasses.replace(MODEL, dropout=0.5)
+    still = OptimizerConfig(learning_rate=1e-30)
+    mesh, model = data_mesh(), GPT(dropping)
+    optimizer = make_optimizer(still, 9)
+    batch = put_batch(random_batch(0), mesh)
+
+    def losses(seed):
+        update = make_train_step(model, optimizer, dataclasses.replace(TRAINING, seed=seed), mesh)
+        for _ in range(2):
+            state = initial_state(model, optimizer, 0, mesh)
+            state, first = update(state, batch, 0)
+            _, second = update(state, batch, 1)
+            yield float(first.loss), float(second.loss)
+
+    (first, second), again = losses(0)
+    assert abs(first - second) > 1e-4
+    assert again == (first, second)
+    assert abs(next(losses(1))[0] - first) > 1e-4
+
+
+def test_a_non_finite_update_changes_nothing_and_neither_do_later_ones():
+    """The host reads metrics late; by then later updates have run. None may touch the last good state."""
+    mesh, model = data_mesh(), GPT(MODEL)
+    optimizer = make_optimizer(OptimizerConfig(), 5)
+    state = initial_state(model, optimizer, 0, mesh)
+    update = make_train_step(model, optimizer, TRAINING, mesh)
+    state, metrics = update(state, put_batch(random_batch(0), mesh), 0)
+    assert metrics.applied
+    good = jax.device_get(state)
+    broken = state._replace(params={**state.params, "token_embedding": state.params["token_embedding"] * jnp.nan})
+    broken, metrics = update(broken, put_batch(random_batch(1), mesh), 1)
+    assert not metrics.applied and int(broken.step) == 1
+    later = jax.tree.map(jnp.asarray, good)  # the good state again, but the host is already at step 2
+    later, metrics = update(later, put_batch(random_batch(2), mesh), 2)
+    assert not metrics.applied
+    for a, b in zip(jax.tree.leaves(good), jax.tree.leaves(later), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_a_batch_that_does_not_divide_is_refused():
+    with pytest.raises(UsageError, match="batch_size 9: must be a multiple of gradient_accumulation 1 x 2 devices"):
+        mesh = type("Mesh", (), {"size": 2})()
+        make_train_step(GPT(MODEL), make_optimizer(OptimizerConfig(), 1), TrainingConfig(batch_size=9), mesh)
+
+
+def test_the_memory_rule_of_the_loss():
+    """Two float32 arrays of 32 x 128 x 50,257 fit in 2 GiB; eight times the rows need eight times the pieces."""
+    model = GPT(ModelConfig())
+    assert loss_chunks(model, 32, "cpu") == 1
+    assert loss_chunks(model, 256, "cpu") == 8
+    assert loss_chunks(model, 256, "gpu") == 2
+    assert loss_chunks(GPT(ModelConfig(), jnp.bfloat16), 256, "gpu") == 1
+
+
+def test_four_devices_equal_one():
+    """The same rows, losses and parameters whether one device or four share the batch, with dropout and pieces."""
+    results = {}
+    for count in (1, 4):
+        flags = f"--xla_force_host_platform_device_count={count}"
+        environment = {**os.environ, "XLA_FLAGS": flags, "JAX_PLATFORMS": "cpu"}
+        output = subprocess.run(
+            [sys.executable, __file__], env=environment, capture_output=True, text=True, check=True, timeout=300
+        ).stdout
+        results[count] = json.loads(output)
+    assert results[4]["devices"] == 4
+    np.testing.assert_allclose(results[1]["losses"], results[4]["losses"], rtol=1e-5)
+    np.testing.assert_allclose(results[1]["sum"], results[4]["sum"], rtol=1e-4)
+
+
+if __name__ == "__main__":
+    config = dataclasses.replace(MODEL, dropout=0.3)
+    values, final = losses_and_state(config, dataclasses.replace(TRAINING, gradient_accumulation=2))
+    total = sum(float(jnp.sum(jnp.abs(x))) for x in jax.tree.leaves(final.params))
+    print(json.dumps({"devices": jax.device_count(), "losses": values, "sum": total}))

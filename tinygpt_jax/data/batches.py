@@ -1,0 +1,183 @@
+"""Batches of rows of tokens: a pure function of the corpus, the seed and the step.
+
+On disk a split is one array of tokens, in which an end-of-text follows every story. A row's targets are a run of
+that array: of one story where rows are `padded`, of whatever comes next where they are `packed`. Its inputs are
+the targets one place later, behind the token that comes before the run, which is an end-of-text at the start of
+every story. So the first token of a story is predicted too, and an empty prompt starts a story.
+"""
+
+from collections.abc import Iterator
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Int
+
+from tinygpt_jax.data.corpus import Split
+from tinygpt_jax.errors import UserError
+
+Layout = Literal["padded", "packed"]
+
+
+class Batch(NamedTuple):
+    """What a model reads, what it should say at each place, and which places count in the loss."""
+
+    inputs: Int[Any, "rows context_length"]
+    targets: Int[Any, "rows context_length"]
+    mask: Bool[Any, "rows context_length"]
+
+
+class Rows:
+    """All rows of a split in one layout.
+
+    `padded`: one story a row, cut or padded to the context; padding is not in the loss.
+    `packed`: all stories end to end, cut into rows; every token is a target once, and only the last row is padded.
+    """
+
+    def __init__(self, split: Split, layout: Layout, context_length: int, end_of_text: int) -> None:
+        self.tokens, self.offsets = split.tokens, split.offsets
+        self.layout, self.context_length, self.end_of_text = layout, context_length, end_of_text
+
+    def __len__(self) -> int:
+        if self.layout == "padded":
+            return len(self.offsets) - 1
+        return -(-len(self.tokens) // self.context_length)
+
+    def __getitem__(self, index: int) -> Batch:
+        """Row `index`, without the axis of rows."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"row {index} of {len(self)}")
+        return Batch(*(array[0] for array in self.take(np.array([index]))))
+
+    def take(self, indices: Int[np.ndarray, " rows"]) -> Batch:
+        """The rows of these numbers, in their order."""
+        places = np.arange(self.context_length)
+        starts, stops = self._runs(indices)
+        position = starts[:, None] + places
+        mask = position < stops[:, None]
+        targets = np.full(mask.shape, self.end_of_text, np.int32)
+        targets[mask] = self.tokens[position[mask]]
+        inputs = np.empty_like(targets)
+        inputs[:, 1:] = targets[:, :-1]
+        inputs[:, 0] = np.where(starts > 0, self.tokens[np.maximum(starts - 1, 0)], self.end_of_text)
+        return Batch(inputs, targets, mask)
+
+    def targets_kept(self) -> int:
+        """How many of the split's tokens are a target in an epoch; `padded` loses what is cut off."""
+        if self.layout == "packed":
+            return len(self.tokens)
+        return int(np.minimum(np.diff(self.offsets), self.context_length).sum())
+
+    def padding_share(self) -> float:
+        """Share of all places in all rows that hold padding."""
+        return 1 - self.targets_kept() / max(1, len(self) * self.context_length)
+
+    def _runs(self, indices: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Where each row's targets start and stop in `tokens`."""
+        if self.layout == "padded":
+            return self.offsets[indices], self.offsets[indices + 1]
+        starts = indices.astype(np.int64) * self.context_length
+        return starts, np.full_like(starts, len(self.tokens))
+
+
+class TrainingBatches:
+    """`batches[step]`, for any step: the rows of one epoch after another, shuffled anew in each.
+
+    A batch that reaches past the end of an epoch goes on with the next one. Nothing is kept in memory: Grain's
+    index shuffle is a permutation that is computed place by place.
+
+    Raises:
+        UserError: the split has fewer rows than a batch.
+    """
+
+    def __init__(
+        self,
+        split: Split,
+        layout: Layout,
+        context_length: int,
+        batch_size: int,
+        seed: int,
+        end_of_text: int,
+        process_index: int = 0,
+        process_count: int = 1,
+    ) -> None:
+        """Of several processes, each gets its share of the rows of the same batch, in order of `process_index`."""
+        from grain.experimental import index_shuffle  # imports jax, which looking at rows does not need
+
+        self.rows = Rows(split, layout, context_length, end_of_text)
+        if len(self.rows) < batch_size:
+            raise UserError(
+                f"the training stories make {len(self.rows)} {layout} rows of {context_length} tokens, fewer than one "
+                f"batch of {batch_size}: give more stories, or a smaller --batch-size or --context-length"
+            )
+        if batch_size % process_count:
+            raise UserError(f"batch_size {batch_size}: must be a multiple of the {process_count} processes")
+        self.batch_size, self.seed = batch_size, seed
+        self._share = range(batch_size)[process_index * batch_size // process_count :][: batch_size // process_count]
+        self._index_shuffle = index_shuffle
+
+    @property
+    def per_epoch(self) -> float:
+        """Batches in one epoch."""
+        return len(self.rows) / self.batch_size
+
+    def __getitem__(self, step: int) -> Batch:
+        first = step * self.batch_size
+        return self.rows.take(np.array([self._shuffled(first + place) for place in self._share]))
+
+    def iterate(self, start_step: int = 0) -> Iterator[Batch]:
+        """`batches[start_step]`, `batches[start_step + 1]` and so on for ever, prepared ahead by threads."""
+        import grain
+
+        steps = grain.MapDataset.range(start_step, 2**62).map(self.__getitem__)
+        return iter(steps.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=8)))
+
+    def _shuffled(self, place: int) -> int:
+        """Which row stands at `place` when the epochs' shuffled rows are written one after another."""
+        epoch, place = divmod(place, len(self.rows))
+        # 0x9E3779B1 is odd, so that no two epochs of a seed have the same order; and far from 1, so that the second
+        # epoch of a seed is not the first of the next.
+        order = (self.seed + 0x9E3779B1 * epoch) % 2**32
+        return self._index_shuffle(place, max_index=len(self.rows) - 1, seed=order, rounds=4)
+
+
+class EvaluationBatches:
+    """See `evaluation_batches`."""
+
+    def __init__(self, rows: Rows, batch_size: int, n_rows: int) -> None:
+        self.rows, self.batch_size, self.n_rows = rows, batch_size, n_rows
+
+    def __len__(self) -> int:
+        return -(-self.n_rows // self.batch_size)
+
+    def __iter__(self) -> Iterator[Batch]:
+        return map(self.__getitem__, range(len(self)))
+
+    def __getitem__(self, index: int) -> Batch:
+        if not 0 <= index < len(self):
+            raise IndexError(f"batch {index} of {len(self)}")
+        chosen = np.arange(index * self.batch_size, min((index + 1) * self.batch_size, self.n_rows))
+        batch = self.rows.take(chosen * len(self.rows) // self.n_rows)
+        missing = ((0, self.batch_size - len(chosen)), (0, 0))
+        end_of_text = self.rows.end_of_text
+        return Batch(
+            np.pad(batch.inputs, missing, constant_values=end_of_text),
+            np.pad(batch.targets, missing, constant_values=end_of_text),
+            np.pad(batch.mask, missing),
+        )
+
+
+def evaluation_batches(
+    split: Split,
+    layout: Layout,
+    context_length: int,
+    batch_size: int,
+    end_of_text: int,
+    limit: int | None = None,
+) -> EvaluationBatches:
+    """Every row of a split once and in order, in batches of one shape: the last is filled up with masked rows.
+
+    With `limit`, at most that many batches, of rows that are evenly spaced over the split; always the same ones.
+    """
+    rows = Rows(split, layout, context_length, end_of_text)
+    n_rows = len(rows) if limit is None else min(len(rows), limit * batch_size)
+    return EvaluationBatches(rows, batch_size, n_rows)

@@ -1,0 +1,248 @@
+"""A corpus on disk: stories tokenised once, then opened by mapping its files into memory.
+
+One folder for each source, vocabulary and set of options, in the user's cache folder:
+
+    train.tokens       validation.tokens    uint16, little-endian: the stories, each followed by end-of-text
+    train.offsets      validation.offsets   int64, little-endian [stories + 1]: where each story starts
+    counts                                  int64 [vocab_size]: how often each token occurs in train.tokens
+    tokenizer.json                          the vocabulary
+    manifest.json                           source, options, counts, size and sha256 of all of the above and of itself
+    shards/                                 work in progress; there until the manifest is
+    lock                                    held by the process that prepares
+
+Every checksum is compared when a corpus is opened: training on damaged tokens would be noticed by nobody, and it
+takes a second for each gigabyte.
+"""
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import re
+import shutil
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tinygpt_jax.config import DataConfig
+from tinygpt_jax.data.build import build, manifest_checksum
+from tinygpt_jax.data.stories import Source, find_source
+from tinygpt_jax.devices import cache_folder
+from tinygpt_jax.errors import UserError
+from tinygpt_jax.tokenizer import Tokenizer
+
+FORMAT = 2
+_FILES = {"train.tokens", "train.offsets", "validation.tokens", "validation.offsets", "counts", "tokenizer.json"}
+_MAX_JSON_BYTES = 64 * 2**20  # a thousand long names of bad records take a hundredth of this
+MOST_WORKERS = 8  # by default: each needs about 110 MB, and one reader keeps no more than that busy
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """Stories as token ids. Story i is `tokens[offsets[i] : offsets[i + 1]]`, the last of them end-of-text."""
+
+    tokens: np.ndarray = field(repr=False)  # uint16 [all tokens]
+    offsets: np.ndarray = field(repr=False)  # int64 [stories + 1]
+    n_bytes: int  # of the stories' text in UTF-8
+    entropy: float | None  # sum of -log p over the stories in nats, where the exact p is known (builtin)
+
+    @property
+    def n_stories(self) -> int:
+        """Number of stories."""
+        return len(self.offsets) - 1
+
+
+@dataclass(frozen=True, eq=False)
+class Corpus:
+    """A prepared corpus."""
+
+    folder: Path
+    manifest: dict[str, Any] = field(repr=False)
+    tokenizer: Tokenizer = field(repr=False)
+    train: Split
+    validation: Split
+    counts: np.ndarray = field(repr=False)  # int64 [vocab_size]: occurrences of each token in train.tokens
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 of the content: equal for equal stories in equal order, split and vocabulary, wherever from."""
+        checksums = {name: entry["sha256"] for name, entry in self.manifest["files"].items()}
+        return hashlib.sha256(json.dumps(checksums, sort_keys=True).encode()).hexdigest()
+
+
+def prepare(
+    config: DataConfig, *, workers: int | None = None, streaming: bool = False, rebuild: bool = False
+) -> Corpus:
+    """Open the corpus that `config` describes; build it first where it is not there yet.
+
+    A preparation that was killed goes on from what it had finished. Where another process prepares the same
+    corpus, its result is waited for.
+
+    Args:
+        config: source, vocabulary and options. (`layout` does not matter here.)
+        workers: processes that tokenise; by default one for each core, at most MOST_WORKERS.
+        streaming: read `tinystories` from the hub without downloading it first. The result is the same.
+        rebuild: throw away what is there.
+
+    Raises:
+        UserError: the source cannot be read, the corpus is damaged, or the disk is full.
+    """
+    return _prepare(config, None, workers, streaming, rebuild)
+
+
+def prepare_for_evaluation(config: DataConfig, tokenizer: Tokenizer) -> Corpus:
+    """A source in the vocabulary of a finished model, all of it in `validation`.
+
+    Of a source with a validation split of its own, only that split is read. Raises what `prepare` does.
+    """
+    return _prepare(config, tokenizer, None, False, False)
+
+
+def default_workers() -> int:
+    """One for each core that this process may use, at most MOST_WORKERS."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(cores, MOST_WORKERS)
+
+
+def _prepare(
+    config: DataConfig, tokenizer: Tokenizer | None, workers: int | None, streaming: bool, rebuild: bool
+) -> Corpus:
+    source = find_source(config.source, config.builtin_stories, streaming)
+    key = _key(source, config, tokenizer)
+    cache = cache_folder() if config.cache_dir is None else Path(config.cache_dir).expanduser()
+    folder = cache / _folder_name(source, key)
+    manifest, shards = folder / "manifest.json", folder / "shards"
+    if rebuild or shards.exists() or not manifest.exists():
+        with _disk_errors(folder), _sole_preparer(folder):
+            if rebuild:
+                _clear(folder)
+            if not manifest.exists():
+                build(folder, source, key, tokenizer, workers or default_workers())
+            shutil.rmtree(shards, ignore_errors=True)
+    return _open(folder)
+
+
+def _key(source: Source, config: DataConfig, tokenizer: Tokenizer | None) -> dict[str, Any]:
+    """All that a corpus is made from: the head of its manifest. Equal keys share a folder."""
+    names = ("vocabulary", "max_vocab", "validation_fraction", "drop_duplicates", "fix_encoding", "skip_bad")
+    options = {name: getattr(config, name) for name in names}
+    if tokenizer is not None:
+        options |= {"vocabulary": tokenizer.fingerprint, "max_vocab": None, "validation_fraction": 1.0}
+    return {"format": FORMAT, "source": source.fingerprint, "options": options}
+
+
+def _folder_name(source: Source, key: dict[str, Any]) -> str:
+    words = re.sub(r"[^a-z0-9]+", "-", Path(source.name).name.lower()).strip("-")
+    return f"{words[:40]}-{hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]}"
+
+
+@contextlib.contextmanager
+def _sole_preparer(folder: Path) -> Iterator[None]:
+    """Hold the folder's lock. The system lets go of it when the process ends in whatever way."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "lock").open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f"waiting for another process that prepares {folder}", file=sys.stderr, flush=True)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+@contextlib.contextmanager
+def _disk_errors(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise UserError(
+                f"the disk is full: free some space for {folder} and run the same command again, which goes on "
+                "from what is finished; or choose another place with --cache-dir"
+            ) from None
+        raise UserError(
+            f"{error.filename or folder}: {error.strerror or error}; --cache-dir chooses another place for corpora"
+        ) from None
+
+
+def _clear(folder: Path) -> None:
+    (folder / "manifest.json").unlink(missing_ok=True)  # first: without it the rest counts for nothing
+    shutil.rmtree(folder / "shards", ignore_errors=True)
+    for path in folder.iterdir():
+        if path.name != "lock":
+            path.unlink()
+
+
+def _open(folder: Path) -> Corpus:
+    """Map a corpus into memory.
+
+    Raises:
+        UserError: a file is missing, or is not what was written.
+    """
+    path = folder / "manifest.json"
+    try:
+        manifest = _read_manifest(path)
+        for name, entry in manifest["files"].items():
+            path = folder / name
+            _check(path, entry)
+        path = folder / "tokenizer.json"
+        tokenizer = Tokenizer.from_json(path.read_text(encoding="utf-8"))
+        train = _open_split(folder, manifest, "train", tokenizer.vocab_size)
+        validation = _open_split(folder, manifest, "validation", tokenizer.vocab_size)
+        path = folder / "counts"
+        counts = np.fromfile(path, "<i8")
+        if len(counts) != tokenizer.vocab_size:
+            raise _damaged(path, "does not belong to tokenizer.json")
+        return Corpus(folder, manifest, tokenizer, train, validation, counts)
+    except OSError as error:
+        raise _damaged(path, "is missing" if isinstance(error, FileNotFoundError) else str(error)) from None
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError, OverflowError, RecursionError):
+        raise _damaged(path, "cannot be read") from None
+
+
+def _read_manifest(path: Path) -> dict[str, Any]:
+    if path.stat().st_size > _MAX_JSON_BYTES:
+        raise _damaged(path, f"has {path.stat().st_size:,} bytes, more than any corpus needs")
+    manifest = json.loads(path.read_text(encoding="utf-8"))
+    if manifest["sha256"] != manifest_checksum(manifest):
+        raise _damaged(path, "does not have the content that was written")
+    if set(manifest["files"]) != _FILES:
+        raise _damaged(path, "does not name the files of a corpus")
+    return manifest
+
+
+def _check(path: Path, entry: dict[str, Any]) -> None:
+    if path.stat().st_size != entry["bytes"]:
+        raise _damaged(path, f"has {path.stat().st_size:,} bytes in place of {entry['bytes']:,}")
+    with path.open("rb") as file:
+        if hashlib.file_digest(file, "sha256").hexdigest() != entry["sha256"]:
+            raise _damaged(path, "does not have the content that was written")
+
+
+def _open_split(folder: Path, manifest: dict[str, Any], name: str, vocab_size: int) -> Split:
+    tokens, offsets = _map(folder / f"{name}.tokens", "<u2"), _map(folder / f"{name}.offsets", "<i8")
+    if offsets[0] != 0 or offsets[-1] != len(tokens) or (np.diff(offsets) < 1).any():
+        raise _damaged(folder / f"{name}.offsets", f"does not belong to {name}.tokens")
+    if tokens.max(initial=0) >= vocab_size:
+        raise _damaged(folder / f"{name}.tokens", "does not belong to tokenizer.json")
+    n_bytes, entropy = manifest[name]["bytes"], manifest[name]["entropy"]
+    if type(n_bytes) is not int or not isinstance(entropy, float | None):
+        raise _damaged(folder / "manifest.json", "cannot be read")
+    return Split(tokens, offsets, n_bytes, entropy)
+
+
+def _map(path: Path, dtype: str) -> np.ndarray:
+    # An empty file cannot be mapped. A plain view of the map, because indexing a memmap itself is slow.
+    return np.asarray(np.memmap(path, dtype, "r")) if path.stat().st_size else np.empty(0, dtype)
+
+
+def _damaged(path: Path, what: str) -> UserError:
+    return UserError(
+        f"{path} {what}: this prepared corpus is damaged; build it anew with the same flags and --rebuild "
+        "(python -m experiments.prepare)"
+    )

@@ -1,0 +1,235 @@
+"""Where stories come from: the built-in storyteller, TinyStories, or files; cut into pieces to work on in parallel.
+
+A source has a `name` for messages, a `fingerprint` that identifies its stories without reading them, a `total`
+that its reading counts up to, and says with `has_own_split` whether it decides itself which stories are held out.
+"""
+
+import hashlib
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from tinygpt_jax.data import files, grammar, hub, storyteller
+from tinygpt_jax.data.files import Advance, BadRecord
+from tinygpt_jax.errors import UsageError, UserError
+
+BUILTIN_SEED = 0
+PIECE_CHARACTERS = 2**22
+PIECE_BUILTIN = 2**13
+LISTED_BAD_RECORDS = 1000
+
+# Stories that stay on one side: held out (True), for training (False), or as the hash of each story decides (None).
+Section = tuple[bool | None, Iterator[str | BadRecord]]
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Consecutive stories of a source: their texts, or their numbers where they are built in."""
+
+    number: int
+    held_out: bool | None
+    stories: list[str] | range
+
+
+@dataclass
+class LeftOut:
+    """What was met in a source and is no story."""
+
+    empty: int = 0
+    bad: int = 0
+    first_bad: list[str] = field(default_factory=list)
+
+
+def find_source(source: str, builtin_stories: int, streaming: bool = False) -> "Source":
+    """The source that `DataConfig.source` names. `streaming` reads the hub's dataset without downloading it first.
+
+    Raises:
+        UsageError: it is neither a known name nor a file or folder that can hold stories.
+    """
+    if source == "builtin":
+        return Builtin(builtin_stories)
+    if source == "tinystories":
+        return Hub(hub.TINYSTORIES, streaming)
+    path = Path(source)
+    try:
+        path = path.expanduser()
+        exists = path.exists()
+    except (OSError, RuntimeError):  # a name too long for any file, or ~ of a user who is not there
+        exists = False
+    if not exists:
+        raise UsageError(f"--data {source[:200]}: no such file or folder (nor is it builtin or tinystories)")
+    inside = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
+    found = [p for p in inside if files.format_of(p) and not p.name.startswith(".")]
+    if not found:
+        kinds = f"{', '.join(files.FORMATS)}, also as {' or '.join(files.COMPRESSIONS)}"
+        raise UsageError(f"--data {source}: {'holds no file' if path.is_dir() else 'is not a file'} of {kinds}")
+    return Files(path, tuple(found))
+
+
+def cut(
+    source: "Source", skip_bad: bool, left_out: LeftOut, advance: Advance, held_out_only: bool = False
+) -> Iterator[Piece]:
+    """Read a source from its start and yield its stories in pieces, always the same ones.
+
+    Args:
+        source: what to read.
+        skip_bad: leave malformed records out in place of stopping at the first.
+        left_out: counts what is left out, up to the piece that was yielded last.
+        advance: is told what was read, in the unit of `source.total`.
+        held_out_only: of a source with its own split, read only the held-out stories.
+
+    Raises:
+        UserError: a file cannot be read, or a record is malformed and `skip_bad` is False.
+    """
+    if isinstance(source, Builtin):
+        yield from source.pieces(advance)
+        return
+    number = 0
+    for held_out, items in source.sections(advance):
+        if held_out_only and held_out is False:
+            continue
+        texts, characters = [], 0
+        for text in _good(items, skip_bad, left_out):
+            texts.append(text)
+            characters += len(text)
+            if characters >= PIECE_CHARACTERS:
+                yield Piece(number, held_out, texts)
+                texts, characters, number = [], 0, number + 1
+        if texts:
+            yield Piece(number, held_out, texts)
+            number += 1
+
+
+def _good(items: Iterator[str | BadRecord], skip_bad: bool, left_out: LeftOut) -> Iterator[str]:
+    for item in items:
+        if isinstance(item, BadRecord):
+            if not skip_bad:
+                raise UserError(f"{item.where}: {item.problem}; mend it, or leave such records out with --skip-bad")
+            left_out.bad += 1
+            if left_out.bad <= LISTED_BAD_RECORDS:
+                left_out.first_bad.append(f"{item.where}: {item.problem}")
+        elif not item or item.isspace():
+            left_out.empty += 1
+        else:
+            yield item
+
+
+@dataclass(frozen=True)
+class Builtin:
+    """The stories of the built-in grammar."""
+
+    count: int
+    name: str = "builtin"
+    has_own_split: bool = False
+
+    @property
+    def fingerprint(self) -> dict[str, Any]:
+        """How many, and the code that writes them."""
+        code = b"".join(Path(module.__file__ or "").read_bytes() for module in (grammar, storyteller))
+        return {"builtin": self.count, "seed": BUILTIN_SEED, "grammar": hashlib.sha256(code).hexdigest()}
+
+    @property
+    def total(self) -> int:
+        """Number of stories."""
+        return self.count
+
+    def pieces(self, advance: Advance) -> Iterator[Piece]:
+        """Numbers of stories: whoever works on a piece writes them."""
+        for number, start in enumerate(range(0, self.count, PIECE_BUILTIN)):
+            stories = range(start, min(start + PIECE_BUILTIN, self.count))
+            advance(len(stories))
+            yield Piece(number, None, stories)
+
+
+@dataclass(frozen=True)
+class Files:
+    """A file, or all files of a folder in the order of their names."""
+
+    path: Path
+    files: tuple[Path, ...]
+
+    @property
+    def name(self) -> str:
+        """The path as it was given."""
+        return str(self.path)
+
+    @property
+    def fingerprint(self) -> dict[str, Any]:
+        """Names, sizes and times of change: a file that is written to again is another source."""
+        status = [(path.resolve(), path.stat()) for path in self.files]
+        return {"files": [[str(path), status.st_size, status.st_mtime_ns] for path, status in status]}
+
+    @property
+    def has_own_split(self) -> bool:
+        """Whether some, but not all, of the files are held out by their names."""
+        return 0 < sum(map(self._is_held_out, self.files)) < len(self.files)
+
+    @property
+    def total(self) -> int:
+        """Bytes on the disk."""
+        return sum(path.stat().st_size for path in self.files)
+
+    def sections(self, advance: Advance) -> Iterator[Section]:
+        """The held-out files first: of a story and its copy on the training side, the copy is the duplicate."""
+        if not self.has_own_split:
+            yield None, _read(self.files, advance)
+            return
+        for side in (True, False):
+            yield side, _read([path for path in self.files if self._is_held_out(path) == side], advance)
+
+    def _is_held_out(self, path: Path) -> bool:
+        name = str(path.relative_to(self.path)).lower()
+        return re.search(r"(?<![a-z])(valid|validation|test)(?![a-z])", name) is not None
+
+
+@dataclass(frozen=True)
+class Hub:
+    """A dataset of the hub, with its own validation split where it has one."""
+
+    name: str
+    streaming: bool
+
+    @property
+    def fingerprint(self) -> dict[str, Any]:
+        """The name: what was prepared once must open without a network."""
+        return {"hub": self.name}
+
+    @property
+    def has_own_split(self) -> bool:
+        """Whether there is a validation split."""
+        return "validation" in self._splits
+
+    @property
+    def total(self) -> int | None:
+        """Number of stories, where the hub says it."""
+        said = self._splits["train"].info.splits or {}
+        return sum(said[name].num_examples for name in self._splits) if set(said) >= set(self._splits) else None
+
+    def sections(self, advance: Advance) -> Iterator[Section]:
+        """The validation split first, as in `Files`."""
+        if self.has_own_split:
+            yield True, self._read("validation", advance)
+        yield (False if self.has_own_split else None), self._read("train", advance)
+
+    def _read(self, split: str, advance: Advance) -> Iterator[str | BadRecord]:
+        row = 0
+        for texts in hub.batches(self._splits[split]):
+            for text in texts:
+                row += 1
+                yield text if isinstance(text, str) else BadRecord(f"{self.name}, {split}, row {row}", "has no text")
+            advance(len(texts))
+
+    @cached_property
+    def _splits(self) -> Any:
+        return hub.load(self.name, self.streaming)
+
+
+Source = Builtin | Files | Hub
+
+
+def _read(paths: tuple[Path, ...] | list[Path], advance: Advance) -> Iterator[str | BadRecord]:
+    for path in paths:
+        yield from files.read_file(path, advance)

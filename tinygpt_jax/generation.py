@@ -1,0 +1,173 @@
+"""Writing text with a trained model, from prompts to text.
+
+What a sample says depends on its prompt, the sampling settings, the seed and the sample's number alone: not on the
+samples beside it (beyond rounding), nor on whether it is streamed.
+"""
+
+import codecs
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Key
+
+from tinygpt_jax.decoding import decode, fit_window
+from tinygpt_jax.errors import UsageError, UserError
+from tinygpt_jax.model import GPT
+from tinygpt_jax.sampling import Sampling, SamplingValues, mark_seen, next_token
+from tinygpt_jax.tokenizer import Tokenizer
+
+_MAX_ROWS = 64  # samples decoded side by side; more are done in turns, which bounds the memory of the caches
+_STREAM_STRIDE = 4  # tokens fetched at a time when streaming: smooth to the eye, and a fetch is rare enough
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One continuation of a prompt."""
+
+    prompt: str
+    text: str  # what the model wrote after the prompt
+    tokens: list[int]  # the same in tokens, without end-of-text
+    finished: bool  # the model ended the story; False: max_new_tokens did
+    prompt_tokens_dropped: int  # from the beginning of a prompt that is longer than the context
+
+
+def generate(
+    model: GPT,
+    params: Any,
+    tokenizer: Tokenizer,
+    prompts: Sequence[str],
+    sampling: Sampling,
+    *,
+    max_new_tokens: int,
+    seed: int,
+    num_samples: int = 1,
+) -> list[Sample]:
+    """Continue each prompt `num_samples` times; the samples of one prompt stand together.
+
+    Args:
+        model: decides the dtype of the arithmetic and of the cache.
+        params: of any floating dtype.
+        tokenizer: the one the model was trained with.
+        prompts: an empty one starts a story.
+        sampling: how tokens are chosen.
+        max_new_tokens: where a text that has not ended is cut.
+        seed: of all randomness. Sample i of a prompt is the same whatever the other prompts and num_samples.
+        num_samples: how many continuations of each prompt.
+
+    Raises:
+        UsageError: max_new_tokens, seed or num_samples is out of range.
+        UserError: the tokenizer is another model's.
+    """
+    _check(model, tokenizer, max_new_tokens, seed)
+    _require(num_samples >= 1, "num_samples", num_samples, "must be at least 1")
+    end_of_text = tokenizer.end_of_text
+    encoded = [encode_prompt(tokenizer, prompt, model.config.context_length) for prompt in prompts]
+    rows = [(window, number) for window, _ in encoded for number in range(num_samples)]
+    written: list[list[int]] = []
+    for first in range(0, len(rows), _MAX_ROWS):
+        windows, numbers = zip(*rows[first : first + _MAX_ROWS], strict=True)
+        keys = _sample_keys(seed, numbers)
+        pieces = decode(model, params, windows, keys, sampling, end_of_text, max_new_tokens, stride=max_new_tokens)
+        written += np.concatenate(list(pieces), axis=1).tolist()
+    samples = []
+    for row, tokens in enumerate(written):
+        story, prompt = _before_end(tokens, end_of_text), row // num_samples
+        finished = len(story) < len(tokens)
+        samples.append(Sample(prompts[prompt], tokenizer.decode(story), story, finished, encoded[prompt][1]))
+    return samples
+
+
+def stream(
+    model: GPT, params: Any, tokenizer: Tokenizer, prompt: str, sampling: Sampling, *, max_new_tokens: int, seed: int
+) -> Iterator[str]:
+    """The text of sample 0 of `generate`, in pieces as it is written; no piece ends within a character.
+
+    Raises:
+        UsageError, UserError: as `generate`, when the first piece is asked for.
+    """
+    _check(model, tokenizer, max_new_tokens, seed)
+    window, _ = encode_prompt(tokenizer, prompt, model.config.context_length)
+    keys, end_of_text = _sample_keys(seed, [0]), tokenizer.end_of_text
+    utf8 = codecs.getincrementaldecoder("utf-8")(errors="replace")
+    for tokens in decode(model, params, [window], keys, sampling, end_of_text, max_new_tokens, stride=_STREAM_STRIDE):
+        if text := utf8.decode(tokenizer.decode_bytes(_before_end(tokens[0].tolist(), end_of_text))):
+            yield text
+    if rest := utf8.decode(b"", final=True):
+        yield rest
+
+
+def encode_prompt(tokenizer: Tokenizer, prompt: str, context_length: int) -> tuple[list[int], int]:
+    """What the model reads first, and how many of the prompt's first tokens do not fit in it.
+
+    That is end-of-text, as before every story in training, and the prompt.
+    """
+    tokens = tokenizer.encode(prompt)
+    return [tokenizer.end_of_text, *tokens][-context_length:], max(0, len(tokens) - context_length)
+
+
+def generate_naively(
+    model: GPT,
+    params: Any,
+    tokenizer: Tokenizer,
+    prompt: str,
+    sampling: Sampling,
+    *,
+    max_new_tokens: int,
+    seed: int,
+    sample: int = 0,
+) -> list[int]:
+    """The tokens of one sample of `generate`, by reading the whole window again for each.
+
+    Slow and plain: what the fast way must equal.
+    """
+    context_length, end_of_text = model.config.context_length, tokenizer.end_of_text
+    window, _ = encode_prompt(tokenizer, prompt, context_length)
+    (key,) = _sample_keys(seed, [sample])
+    story: list[int] = []
+    for step in range(max_new_tokens):
+        window = fit_window(window, context_length)
+        padded = jnp.array([window + [end_of_text] * (context_length - len(window))])
+        step_key = jax.random.fold_in(key, step)
+        token = _next_token(model, params, padded, len(window), step_key, SamplingValues.of(sampling), end_of_text)
+        if token == end_of_text:
+            break
+        story.append(int(token))
+        window = [*window, story[-1]]
+    return story
+
+
+@partial(jax.jit, static_argnames="model")
+def _next_token(model, params, padded, length, key, values, end_of_text):
+    """After the first `length` tokens of `padded`; attention is causal, so the others have no part in it."""
+    logits = model.apply({"params": params}, padded)[:, length - 1]
+    seen = mark_seen(jnp.zeros(logits.shape, bool), padded, end_of_text)
+    return next_token(key[None], logits, seen, values)[0]
+
+
+def _sample_keys(seed: int, numbers: Sequence[int]) -> Key[Array, " b"]:
+    """A key for each sample; `decode` folds the step into it."""
+    return jax.vmap(partial(jax.random.fold_in, jax.random.key(seed)))(jnp.array(numbers))
+
+
+def _before_end(tokens: list[int], end_of_text: int) -> list[int]:
+    return tokens[: tokens.index(end_of_text)] if end_of_text in tokens else tokens
+
+
+def _check(model: GPT, tokenizer: Tokenizer, max_new_tokens: int, seed: int) -> None:
+    _require(max_new_tokens >= 1, "max_new_tokens", max_new_tokens, "must be at least 1")
+    _require(0 <= seed < 2**31, "seed", seed, "must be between 0 and 2147483647")
+    if tokenizer.vocab_size != model.config.vocab_size:
+        raise UserError(
+            f"the tokenizer has {tokenizer.vocab_size} tokens and the model {model.config.vocab_size}: "
+            "use the tokenizer that the model was trained with"
+        )
+
+
+def _require(condition: bool, name: str, value: Any, what: str) -> None:
+    if not condition:
+        raise UsageError(f"{name} {value}: {what}")

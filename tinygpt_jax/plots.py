@@ -1,0 +1,251 @@
+"""Pictures of a run and of its stories, as PNG files.
+
+Each function draws one picture to `path` and returns its title, which says what the picture shows. A `Curve` is a
+sequence of (step, value) points, not empty unless said otherwise, with finite values.
+
+Every function raises UserError if `path` cannot be written.
+"""
+
+import io
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from tinygpt_jax import drawing
+from tinygpt_jax.atomic import write_atomically
+from tinygpt_jax.drawing import figures, percent, plain
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+Curve = Sequence[tuple[float, float]]
+
+
+def loss_curves(training: Curve, validation: Curve, references: Mapping[str, float], path: Path) -> str:
+    """Training and validation loss, with a dashed line at each named reference; all in nats per token.
+
+    One of the two curves may be empty, and so may the references.
+    """
+    name, curve = ("Validation", validation) if validation else ("Training", training)
+    last = curve[-1][1]
+    title = f"{name} loss ends at {figures(last)} nats per token"
+    if references:
+        lowest = min(references, key=lambda reference: references[reference])
+        distance = last - references[lowest]
+        title += f", {figures(abs(distance))} {'below' if distance < 0 else 'above'} the {lowest}"
+    figure = drawing.new_figure()
+    axes = figure.subplots()
+    axes.set(xlabel="step", ylabel="loss (nats per token)")
+    _draw_run(axes, training, validation, references)
+    drawing.finish(axes, title)
+    drawing.save(figure, path)
+    return title
+
+
+def perplexity_curves(training: Curve, validation: Curve, references: Mapping[str, float], path: Path) -> str:
+    """The arguments of `loss_curves` as perplexity, exp(loss), on a log axis: equal distances are equal nats."""
+    training, validation = _exp(training), _exp(validation)
+    name, curve = ("Validation", validation) if validation else ("Training", training)
+    first = min([*training, *validation])[1]
+    title = f"{name} perplexity ends at {figures(curve[-1][1])}; the run began at {figures(first)}"
+    figure = drawing.new_figure()
+    axes = figure.subplots()
+    axes.set(xlabel="step", ylabel="perplexity (log scale)", yscale="log")
+    _draw_run(axes, training, validation, {name: math.exp(value) for name, value in references.items()})
+    drawing.finish(axes, title)
+    drawing.save(figure, path)
+    return title
+
+
+def learning_rate_curves(learning_rate: Curve, gradient_norm: Curve, clip_norm: float | None, path: Path) -> str:
+    """The learning rate, and below it the gradient's global norm before it is clipped to `clip_norm`, if known."""
+    figure = drawing.new_figure()
+    above, below = figure.subplots(2, 1, sharex=True)
+    rates, norms = [rate for _, rate in learning_rate], [norm for _, norm in gradient_norm]
+
+    _line(above, learning_rate, drawing.GREEN)
+    above.set(ylabel="learning rate", ylim=(0, 1.1 * max(rates) or 1))
+    title = f"Learning rate at most {plain(max(rates))}, {plain(rates[-1])} at the end"
+    drawing.finish(above, title)
+
+    _line(below, gradient_norm, drawing.PURPLE, thin=True)
+    below.set(xlabel="step", ylabel="gradient norm", yscale="log")
+    norm_title = "Gradient norm"
+    drawing.limit_y(below, norms)
+    if clip_norm is not None:
+        clipped = sum(norm > clip_norm for norm in norms) / len(norms)
+        norm_title = f"Gradient clipped in {percent(clipped)} of the logged steps"
+        if min(norms) / 100 < clip_norm < 100 * max(norms):  # a line far away would flatten the curve
+            drawing.limit_y(below, [*norms, clip_norm])
+            drawing.reference_lines(below, {"": clip_norm})
+            drawing.label_ends(below, [(clip_norm, f"clipped\nat {clip_norm:g}", drawing.GREY)])
+    drawing.finish(below, norm_title)
+    drawing.save(figure, path)
+    return f"{title}. {norm_title}"
+
+
+def comparison_curves(curves: Mapping[str, Curve], floor: float, uniform: float, path: Path) -> str:
+    """Two trainings that differ in the loss only: a right one first, then one that cannot report less than `floor`.
+
+    Args:
+        curves: name -> (step, reported perplexity), in that order.
+        floor: the lowest perplexity that the second can report.
+        uniform: the perplexity of a uniform guess, V.
+        path: the PNG file.
+    """
+    (right, right_curve), (wrong, wrong_curve) = curves.items()
+    title = f"{wrong.capitalize()} stays above {figures(floor)}; {right} ends at {figures(right_curve[-1][1])}"
+    figure = drawing.new_figure()
+    axes = figure.subplots()
+    axes.set(xlabel="step", ylabel="reported perplexity (log scale)", yscale="log")
+    references = {"uniform guess": uniform, "lowest possible": floor}
+    drawing.limit_y(axes, [value for _, value in [*right_curve, *wrong_curve]] + [floor, uniform])
+    labels = drawing.reference_lines(axes, references)
+    for name, curve, colour in ((wrong, wrong_curve, drawing.VERMILLION), (right, right_curve, drawing.BLUE)):
+        _line(axes, curve, colour)
+        labels.append((curve[-1][1], f"{name} {figures(curve[-1][1])}", colour))
+    axes.margins(x=0.01)
+    drawing.label_ends(axes, labels)
+    drawing.finish(axes, title)
+    drawing.save(figure, path)
+    return title
+
+
+def length_histogram(lengths: np.ndarray, context_length: int) -> dict[str, list[int]]:
+    """Count stories by their length in tokens, end-of-text included: what `story_lengths` draws.
+
+    Returns:
+        `edges`, [bins + 1], and `counts`, [bins], as `numpy.histogram` has them: a bin holds the lengths from its
+        left edge up to its right one, without that. Bins are equally wide; one more may hold a long tail. One edge
+        is context_length + 1, so that the stories too long for the context are whole bins.
+    """
+    shortest, longest = int(lengths.min()), int(lengths.max())
+    # One story of 50,000 tokens must not squeeze all others into one bin: of those that are too long for the context,
+    # the longest in a thousand share theirs.
+    high = max(int(np.quantile(lengths, 0.999)), min(longest, context_length + 1))
+    width = max(1, math.ceil((high + 1 - shortest) / 50))
+    first = (shortest - context_length - 1) // width
+    last = -((context_length - high) // width)
+    edges = context_length + 1 + width * np.arange(first, last + 1)
+    if longest >= edges[-1]:
+        edges = np.append(edges, longest + 1)
+    counts, _ = np.histogram(lengths, edges)
+    return {"edges": edges.tolist(), "counts": counts.tolist()}
+
+
+def story_lengths(
+    histogram: Mapping[str, Sequence[int]],
+    context_length: int,
+    path: Path,
+    layout: Literal["padded", "packed"] = "padded",
+) -> str:
+    """A `length_histogram` with the context length marked; what is longer is cut where rows are `padded`."""
+    edges, counts = np.asarray(histogram["edges"]), np.asarray(histogram["counts"])
+    beyond = edges[:-1] > context_length
+    share = counts[beyond].sum() / counts.sum()
+    if share == 0:
+        title = f"Every story fits into the context of {context_length:,} tokens"
+    elif layout == "padded":
+        title = f"{percent(share)} of the stories are cut at {context_length:,} tokens"
+    else:
+        title = f"{percent(share)} of the stories are longer than a row of {context_length:,}; packed, none is cut"
+    width = edges[1] - edges[0]
+    figure = drawing.new_figure()
+    axes = figure.subplots()
+    axes.set(xlabel="story length (tokens)", ylabel="stories")
+    colours = np.where(beyond & (layout == "padded"), drawing.VERMILLION, drawing.BLUE)
+    axes.bar(edges[:-1], counts, width, align="edge", color=colours, edgecolor="white", linewidth=0.5)
+    axes.margins(x=0.01, y=0.12)
+    if edges[-1] - edges[-2] != width:
+        tail = f"{edges[-2]:,} to {edges[-1] - 1:,}"
+        axes.annotate(tail, (edges[-2] + width, counts[-1]), (0, 4), textcoords="offset points", ha="right")
+    if context_length <= 1.5 * edges[-2]:
+        axes.axvline(context_length + 1, color=drawing.GREY, linestyle=(0, (5, 3)), linewidth=1.2)
+        side = "left" if context_length < edges[len(edges) // 2] else "right"
+        axes.annotate(
+            f"context length {context_length:,}",
+            (context_length + 1, 1),
+            (4 if side == "left" else -4, 0),
+            xycoords=axes.get_xaxis_transform(),
+            textcoords="offset points",
+            ha=side,
+            va="top",
+            color=drawing.GREY,
+        )
+    drawing.finish(axes, title)
+    drawing.save(figure, path)
+    return title
+
+
+def token_ranks(counts: np.ndarray, path: Path) -> str:
+    """How often each token occurs, from the most to the least frequent. `counts` is [vocab_size], not all zero."""
+    present = np.sort(counts[counts > 0])[::-1]
+    ranks = np.arange(1, len(present) + 1)
+    top = min(100, len(present))
+    share = percent(present[:top].sum() / present.sum())
+    title = f"The {top} most frequent of {len(present):,} tokens make up {share} of the text"
+    figure = drawing.new_figure()
+    axes = figure.subplots()
+    axes.set(xlabel="rank of the token (log scale)", ylabel="occurrences (log scale)", xscale="log", yscale="log")
+    zipf = present[0] / ranks
+    axes.plot(ranks, zipf, color=drawing.GREY, linestyle=(0, (5, 3)), linewidth=1.2)
+    _line(axes, list(enumerate(present.tolist(), 1)), drawing.BLUE)
+    axes.margins(x=0.01)
+    drawing.limit_y(axes, [present[0], present[-1], zipf[-1]])
+    drawing.label_ends(axes, [(zipf[-1], "Zipf's law:\n1 / rank", drawing.GREY), (present[-1], "tokens", drawing.BLUE)])
+    drawing.finish(axes, title)
+    drawing.save(figure, path)
+    return title
+
+
+def word_cloud(words: Mapping[str, int], path: Path) -> str:
+    """Words (word -> occurrences, not empty), larger the more frequent, without those that all English is full of."""
+    from wordcloud import STOPWORDS, WordCloud
+
+    telling = {word: count for word, count in words.items() if word.lower() not in STOPWORDS} or dict(words)
+    ranked = sorted(telling, key=lambda word: (-telling[word], word))
+    palette = (drawing.BLUE, drawing.VERMILLION, drawing.GREEN, drawing.DARK_PURPLE, drawing.BLACK)
+    colours = {word: palette[rank % len(palette)] for rank, word in enumerate(ranked)}
+    width, height = drawing.SIZE_PIXELS
+    cloud = WordCloud(
+        width=width,
+        height=height,
+        background_color="white",
+        prefer_horizontal=1.0,
+        margin=6,
+        max_words=150,
+        color_func=lambda word, **_: colours[word],
+        random_state=0,
+    ).generate_from_frequencies(telling)
+    buffer = io.BytesIO()
+    cloud.to_image().save(buffer, format="PNG", optimize=True)
+    write_atomically(path, buffer.getvalue())
+    return f"The words that stand out: {', '.join(ranked[:5])}"
+
+
+def _draw_run(axes: "Axes", training: Curve, validation: Curve, references: Mapping[str, float]) -> None:
+    """Both curves over the reference lines, each named with its last value."""
+    drawing.limit_y(axes, [value for _, value in [*training, *validation]] + list(references.values()))
+    labels = drawing.reference_lines(axes, references)
+    if training:
+        # Thin, so that the noise of thousands of points does not hide the validation loss.
+        _line(axes, training, drawing.ORANGE, thin=True)
+        labels.append((training[-1][1], f"training {figures(training[-1][1])}", drawing.DARK_ORANGE))
+    if validation:
+        _line(axes, validation, drawing.BLUE, dots=len(validation) <= 40)
+        labels.append((validation[-1][1], f"validation {figures(validation[-1][1])}", drawing.BLUE))
+    axes.margins(x=0.01)
+    drawing.label_ends(axes, labels)
+
+
+def _line(axes: "Axes", curve: Curve, colour: str, thin: bool = False, dots: bool = False) -> None:
+    steps, values = zip(*curve, strict=True)
+    marker = "o" if dots or len(curve) == 1 else ""  # a line through one point cannot be seen
+    axes.plot(steps, values, color=colour, linewidth=1.2 if thin else 2.0, marker=marker, markersize=4)
+
+
+def _exp(curve: Curve) -> Curve:
+    return [(step, math.exp(value)) for step, value in curve]

@@ -1,0 +1,210 @@
+"""What a run folder tells about its run, whatever is missing, torn or forged in it.
+
+Nothing that is read is trusted: files are bounded in size, and values of a wrong type or range are left out.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from tinygpt_jax.config import Config
+from tinygpt_jax.errors import UserError
+from tinygpt_jax.plots import Curve
+from tinygpt_jax.training.checkpoint_files import checkpoints
+from tinygpt_jax.training.run_folder import LINES, WHOLE, has_changed
+
+_MAX_BYTES = 64 * 2**20  # a run of a million steps writes a fifth of this
+_MAX_BINS = 10_000
+MAX_LOSS = 700.0  # nats; beyond it the perplexity is no number any more
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A story that the model wrote during training."""
+
+    step: int
+    prompt: str
+    text: str  # with the prompt
+
+
+@dataclass
+class RunRecord:
+    """A run as its folder tells it; what is not there is empty or None, and `problems` says why.
+
+    Curves are (step, value) points. Losses and entropies are in nats per token.
+    """
+
+    name: str
+    config: Config | None = None
+    training_loss: Curve = field(default_factory=list)
+    validation_loss: Curve = field(default_factory=list)
+    validation_accuracy: Curve = field(default_factory=list)
+    learning_rate: Curve = field(default_factory=list)
+    gradient_norm: Curve = field(default_factory=list)
+    epoch: Curve = field(default_factory=list)
+    seconds: Curve = field(default_factory=list)  # since the point before
+    tokens_per_second: Curve = field(default_factory=list)
+    share_of_peak: Curve = field(default_factory=list)
+    samples: list[Sample] = field(default_factory=list)
+    corpus: Mapping[str, Any] = field(default_factory=dict)  # the plain values of corpus.json
+    words: dict[str, int] = field(default_factory=dict)
+    length_histogram: dict[str, list[int]] | None = None
+    problems: list[str] = field(default_factory=list)
+
+    def number(self, name: str) -> float | None:
+        """A number above 0 of corpus.json."""
+        value = self.corpus.get(name)
+        return value if isinstance(value, int | float) and value > 0 else None
+
+
+def read_record(workdir: Path) -> RunRecord:
+    """Read all there is.
+
+    Raises:
+        UserError: `workdir` is not a run folder: no such folder, or one without configuration and metrics.
+    """
+    if not workdir.is_dir():
+        raise UserError(f"{workdir}: no such folder; give the --workdir of a run")
+    if not (workdir / "config.json").exists() and not (workdir / "metrics.jsonl").exists():
+        raise UserError(
+            f"{workdir} is not a run folder: it has no config.json and no metrics.jsonl; give the --workdir of a run"
+        )
+    record = RunRecord(workdir.resolve().name)
+    _read_config(record, workdir / "config.json")
+    _read_metrics(record, workdir / "metrics.jsonl")
+    _read_timings(record, workdir / "timings.jsonl")
+    _read_samples(record, workdir / "samples.jsonl")
+    _read_corpus(record, workdir / "corpus.json")
+    _compare_with_checkpoint(record, workdir)
+    return record
+
+
+def _read_config(record: RunRecord, path: Path) -> None:
+    text = _read_text(record, path)
+    if text is not None:
+        try:
+            record.config = Config.from_json(text)
+        except (UserError, ValueError) as error:
+            record.problems.append(f"config.json cannot be used: {error}")
+
+
+def _read_metrics(record: RunRecord, path: Path) -> None:
+    lines = _read_lines(record, path)
+    record.training_loss = _curve(lines, "loss", 0, MAX_LOSS)
+    record.validation_loss = _curve(lines, "validation_loss", 0, MAX_LOSS)
+    record.validation_accuracy = _curve(lines, "validation_accuracy", 0, 1)
+    record.learning_rate = _curve(lines, "learning_rate", 0, 1e6)
+    record.gradient_norm = _curve(lines, "gradient_norm", 1e-12, 1e12)
+    record.epoch = _curve(lines, "epoch", 0, 1e9)
+
+
+def _read_timings(record: RunRecord, path: Path) -> None:
+    lines = _read_lines(record, path)
+    record.seconds = _curve(lines, "seconds", 0, 1e9)
+    record.tokens_per_second = _curve(lines, "tokens_per_second", 0, 1e12)
+    record.share_of_peak = _curve(lines, "share_of_peak", 0, 1)
+
+
+def _read_samples(record: RunRecord, path: Path) -> None:
+    for line in _read_lines(record, path):
+        if isinstance(line.get("prompt"), str) and isinstance(line.get("text"), str):
+            record.samples.append(Sample(line["step"], line["prompt"], line["text"]))
+
+
+def _read_corpus(record: RunRecord, path: Path) -> None:
+    text = _read_text(record, path)
+    document = None if text is None else _parse_object(text)
+    if document is None:
+        if text is not None:
+            record.problems.append("corpus.json is damaged: no JSON object")
+        return
+    record.corpus = {
+        name: value for name, value in document.items() if isinstance(value, str) or _is_number(value, 0, 1e15)
+    }
+    words = document.get("words")
+    if isinstance(words, dict):
+        record.words = {
+            word[:50]: count
+            for word, count in list(words.items())[:1000]
+            if word.strip() and word.isprintable() and _is_number(count, 1, 1e15)
+        }
+    record.length_histogram = _histogram(document.get("length_histogram"))
+
+
+def _histogram(value: Any) -> dict[str, list[int]] | None:
+    """`plots.length_histogram`'s form, if this is it."""
+    if not isinstance(value, dict) or not all(isinstance(value.get(name), list) for name in ("edges", "counts")):
+        return None
+    edges, counts = value["edges"], value["counts"]
+    if not 1 <= len(counts) <= _MAX_BINS or len(edges) != len(counts) + 1:
+        return None
+    whole = all(isinstance(number, int) and _is_number(number, -1e12, 1e12) for number in edges + counts)
+    if not whole or min(counts) < 0 or sum(counts) == 0 or sorted(set(edges)) != edges:
+        return None
+    return {"edges": edges, "counts": counts}
+
+
+def _compare_with_checkpoint(record: RunRecord, workdir: Path) -> None:
+    """Say which files are no longer what they were when the newest checkpoint was saved."""
+    for saved in checkpoints(workdir)[-1:]:
+        try:
+            marks = saved.progress().files
+        except UserError as error:
+            record.problems.append(f"the newest checkpoint is damaged: {error}")
+            return
+        for name in LINES + WHOLE:
+            path = workdir / name
+            if name in marks and path.is_file() and has_changed(path, marks[name]):
+                record.problems.append(f"{name} has changed since the checkpoint of step {saved.step} was saved")
+
+
+def _curve(lines: list[dict[str, Any]], name: str, low: float, high: float) -> Curve:
+    return [(line["step"], float(line[name])) for line in lines if _is_number(line.get(name), low, high)]
+
+
+def _read_lines(record: RunRecord, path: Path) -> list[dict[str, Any]]:
+    """The objects of a JSON-lines file that have a step."""
+    text = _read_text(record, path)
+    if text is None:
+        return []
+    # Not splitlines(), which also splits at separators that stories may contain.
+    objects = [_parse_object(line) for line in text.split("\n") if line]
+    if not objects:
+        record.problems.append(f"{path.name} is empty")
+    elif objects[-1] is None:
+        record.problems.append(f"the last line of {path.name} is torn: left out")
+    damaged = objects[:-1].count(None)
+    if damaged:
+        record.problems.append(f"{damaged} lines of {path.name} are damaged: left out")
+    lines = [
+        line for line in objects if line and isinstance(line.get("step"), int) and _is_number(line["step"], 0, 1e15)
+    ]
+    return lines
+
+
+def _read_text(record: RunRecord, path: Path) -> str | None:
+    try:
+        if path.stat().st_size > _MAX_BYTES:
+            record.problems.append(f"{path.name} is larger than {_MAX_BYTES >> 20} MiB: left out")
+            return None
+        return path.read_text(encoding="utf-8", errors="replace")
+    except FileNotFoundError:
+        record.problems.append(f"{path.name} is not there")
+    except OSError as error:
+        record.problems.append(f"{path.name} cannot be read: {error.strerror}")
+    return None
+
+
+def _parse_object(text: str) -> dict[str, Any] | None:
+    try:
+        value = json.loads(text)
+    except (ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def _is_number(value: Any, low: float, high: float) -> bool:
+    """Whether a JSON value is a number in a range; NaN and infinity are in none, and true is no number."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and low <= value <= high
