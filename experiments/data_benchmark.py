@@ -30,6 +30,7 @@ from tinygpt_jax import tokenizer
 from tinygpt_jax.config import DataConfig
 from tinygpt_jax.data.batches import TrainingBatches
 from tinygpt_jax.data.corpus import default_workers, prepare
+from tinygpt_jax.data.integrity import CHECKED
 
 
 @dataclass(frozen=True)
@@ -151,7 +152,7 @@ def kills(arguments: Arguments, stories: list[str], folder: Path) -> None:
 
 
 def _checksums(cache: Path) -> dict[str, str]:
-    files = [path for path in cache.rglob("*") if path.is_file()]
+    files = [path for path in cache.rglob("*") if path.is_file() and path.name != CHECKED]
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 

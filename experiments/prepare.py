@@ -25,6 +25,7 @@ class Arguments:
     workers: int | None = None  # processes that tokenise (default: one for each core, at most 8)
     streaming: bool = False  # read tinystories from the hub without downloading it first
     rebuild: bool = False  # throw away what was prepared before
+    verify: bool = False  # compare all checksums again, not only those of files that have changed
     pictures: Path | None = None  # folder for the pictures (default: beside the prepared corpus)
 
 
@@ -36,7 +37,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         if value is not None and value < lowest:
             raise UsageError(f"{name} {value}: must be at least {lowest}")
     corpus = prepare(
-        arguments.data, workers=arguments.workers, streaming=arguments.streaming, rebuild=arguments.rebuild
+        arguments.data,
+        workers=arguments.workers,
+        streaming=arguments.streaming,
+        rebuild=arguments.rebuild,
+        verify=arguments.verify,
     )
     print(table(corpus, arguments.context_length))
     rows = Rows(corpus.train, arguments.data.layout, arguments.context_length, corpus.tokenizer.end_of_text)

@@ -18,8 +18,10 @@ import pytest
 
 from tinygpt_jax.config import DataConfig
 from tinygpt_jax.data import corpus as corpus_module
-from tinygpt_jax.data import grammar, shards, stories
+from tinygpt_jax.data import grammar, integrity, shards, stories
+from tinygpt_jax.data.build import manifest_checksum
 from tinygpt_jax.data.corpus import prepare, prepare_for_evaluation
+from tinygpt_jax.data.integrity import CHECKED
 from tinygpt_jax.errors import UserError
 from tinygpt_jax.tokenizer import gpt2
 
@@ -49,8 +51,8 @@ def decoded(corpus, split):
 
 
 def content(folder):
-    """Every file of a prepared corpus."""
-    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+    """Every file of a prepared corpus, apart from what is remembered of this machine."""
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file() and path.name != CHECKED}
 
 
 def is_held_out(text, fraction=0.1):
@@ -79,7 +81,7 @@ def test_a_split_is_its_stories_in_order_each_ended(config, small_pieces, vocabu
         corpus.counts, np.bincount(corpus.train.tokens, minlength=corpus.tokenizer.vocab_size)
     )
     assert corpus.train.tokens.dtype == np.uint16 and corpus.train.offsets.dtype == np.int64
-    assert {path.name for path in corpus.folder.iterdir()} == {*corpus.manifest["files"], "manifest.json", "lock"}
+    assert set(content(corpus.folder)) == {*corpus.manifest["files"], "manifest.json", "lock"}
 
 
 def test_the_number_of_workers_changes_nothing(config, small_pieces):
@@ -234,6 +236,60 @@ def test_one_wrong_bit_is_found(config):
     corpus = prepare(config)
     flip_a_bit(corpus.folder / "train.tokens")
     with pytest.raises(UserError, match=r"train\.tokens does not have the content"):
+        prepare(config)
+
+
+def test_checksums_are_compared_once_and_again_for_what_has_changed(config, monkeypatch):
+    """A gigabyte read at every start; a file that was changed and trusted because it was once right."""
+    folder = prepare(config).folder
+    read = []
+    real = hashlib.file_digest
+    monkeypatch.setattr(
+        hashlib, "file_digest", lambda file, kind: read.append(Path(file.name).name) or real(file, kind)
+    )
+    prepare(config)
+    assert len(read) == 6, "files of this second may still change without a trace"
+    monkeypatch.setattr(integrity, "_TICK_NS", -1)
+    prepare(config)
+    read.clear()
+    prepare(config)
+    assert not read
+    prepare(config, verify=True)
+    assert len(read) == 6
+    read.clear()
+    path = folder / "train.tokens"
+    moment = path.stat()
+    path.write_bytes(path.read_bytes())
+    os.utime(path, ns=(moment.st_atime_ns, moment.st_mtime_ns))  # as rsync and tar do
+    prepare(config)
+    assert read == ["train.tokens"]
+    flip_a_bit(path)
+    os.utime(path, ns=(moment.st_atime_ns, moment.st_mtime_ns))
+    with pytest.raises(UserError, match=r"train\.tokens does not have the content"):
+        prepare(config)
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff", b"[]", b'{"train.tokens": 1}', b"[" * 100_000])
+def test_a_damaged_memory_of_checks_is_no_memory(config, monkeypatch, content):
+    """A file that nobody needs and that stops everything."""
+    monkeypatch.setattr(integrity, "_TICK_NS", -1)
+    folder = prepare(config).folder
+    (folder / CHECKED).write_bytes(content)
+    flip_a_bit(folder / "counts")
+    with pytest.raises(UserError, match="counts does not have the content"):
+        prepare(config)
+
+
+def test_tokens_that_are_not_in_the_vocabulary(config):
+    """A stranger's corpus whose checksums are right and whose tokens are none."""
+    folder = prepare(config).folder
+    tokens = folder / "train.tokens"
+    tokens.write_bytes(b"\xff" * tokens.stat().st_size)
+    manifest = json.loads((folder / "manifest.json").read_text())
+    manifest["files"]["train.tokens"]["sha256"] = hashlib.sha256(tokens.read_bytes()).hexdigest()
+    manifest["sha256"] = manifest_checksum(manifest)
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(UserError, match=r"train\.tokens does not belong to tokenizer\.json"):
         prepare(config)
 
 

@@ -7,11 +7,9 @@ One folder for each source, vocabulary and set of options, in the user's cache f
     counts                                  int64 [vocab_size]: how often each token occurs in train.tokens
     tokenizer.json                          the vocabulary
     manifest.json                           source, options, counts, size and sha256 of all of the above and of itself
+    checked                                 which of the files were compared with their checksums: see `integrity`
     shards/                                 work in progress; there until the manifest is
     lock                                    held by the process that prepares
-
-Every checksum is compared when a corpus is opened: training on damaged tokens would be noticed by nobody, and it
-takes a second for each gigabyte.
 """
 
 import contextlib
@@ -31,7 +29,8 @@ from typing import Any
 import numpy as np
 
 from tinygpt_jax.config import DataConfig
-from tinygpt_jax.data.build import build, manifest_checksum
+from tinygpt_jax.data.build import SPLITS, build
+from tinygpt_jax.data.integrity import check_files, damaged, read_manifest
 from tinygpt_jax.data.stories import Source, find_source
 from tinygpt_jax.devices import cache_folder
 from tinygpt_jax.errors import UserError
@@ -39,7 +38,6 @@ from tinygpt_jax.tokenizer import Tokenizer
 
 FORMAT = 2
 _FILES = {"train.tokens", "train.offsets", "validation.tokens", "validation.offsets", "counts", "tokenizer.json"}
-_MAX_JSON_BYTES = 64 * 2**20  # a thousand long names of bad records take a hundredth of this
 MOST_WORKERS = 8  # by default: each needs about 110 MB, and one reader keeps no more than that busy
 
 
@@ -77,7 +75,12 @@ class Corpus:
 
 
 def prepare(
-    config: DataConfig, *, workers: int | None = None, streaming: bool = False, rebuild: bool = False
+    config: DataConfig,
+    *,
+    workers: int | None = None,
+    streaming: bool = False,
+    rebuild: bool = False,
+    verify: bool = False,
 ) -> Corpus:
     """Open the corpus that `config` describes; build it first where it is not there yet.
 
@@ -89,11 +92,12 @@ def prepare(
         workers: processes that tokenise; by default one for each core, at most MOST_WORKERS.
         streaming: read `tinystories` from the hub without downloading it first. The result is the same.
         rebuild: throw away what is there.
+        verify: compare all checksums, also those of files that have not changed since they were last compared.
 
     Raises:
         UserError: the source cannot be read, the corpus is damaged, or the disk is full.
     """
-    return _prepare(config, None, workers, streaming, rebuild)
+    return _prepare(config, None, workers, streaming, rebuild, verify)
 
 
 def prepare_for_evaluation(config: DataConfig, tokenizer: Tokenizer) -> Corpus:
@@ -101,7 +105,7 @@ def prepare_for_evaluation(config: DataConfig, tokenizer: Tokenizer) -> Corpus:
 
     Of a source with a validation split of its own, only that split is read. Raises what `prepare` does.
     """
-    return _prepare(config, tokenizer, None, False, False)
+    return _prepare(config, tokenizer)
 
 
 def default_workers() -> int:
@@ -111,7 +115,12 @@ def default_workers() -> int:
 
 
 def _prepare(
-    config: DataConfig, tokenizer: Tokenizer | None, workers: int | None, streaming: bool, rebuild: bool
+    config: DataConfig,
+    tokenizer: Tokenizer | None,
+    workers: int | None = None,
+    streaming: bool = False,
+    rebuild: bool = False,
+    verify: bool = False,
 ) -> Corpus:
     source = find_source(config.source, config.builtin_stories, streaming)
     key = _key(source, config, tokenizer)
@@ -125,7 +134,7 @@ def _prepare(
             if not manifest.exists():
                 build(folder, source, key, tokenizer, workers or default_workers())
             shutil.rmtree(shards, ignore_errors=True)
-    return _open(folder)
+    return _open(folder, verify)
 
 
 def _key(source: Source, config: DataConfig, tokenizer: Tokenizer | None) -> dict[str, Any]:
@@ -178,7 +187,7 @@ def _clear(folder: Path) -> None:
             path.unlink()
 
 
-def _open(folder: Path) -> Corpus:
+def _open(folder: Path, verify: bool) -> Corpus:
     """Map a corpus into memory.
 
     Raises:
@@ -186,63 +195,44 @@ def _open(folder: Path) -> Corpus:
     """
     path = folder / "manifest.json"
     try:
-        manifest = _read_manifest(path)
-        for name, entry in manifest["files"].items():
-            path = folder / name
-            _check(path, entry)
+        manifest = read_manifest(path, _FILES)
+        is_new = check_files(folder, manifest, verify)
         path = folder / "tokenizer.json"
         tokenizer = Tokenizer.from_json(path.read_text(encoding="utf-8"))
-        train = _open_split(folder, manifest, "train", tokenizer.vocab_size)
-        validation = _open_split(folder, manifest, "validation", tokenizer.vocab_size)
+        splits = [_open_split(folder, manifest, name, tokenizer.vocab_size if is_new else None) for name in SPLITS]
         path = folder / "counts"
         counts = np.fromfile(path, "<i8")
         if len(counts) != tokenizer.vocab_size:
-            raise _damaged(path, "does not belong to tokenizer.json")
-        return Corpus(folder, manifest, tokenizer, train, validation, counts)
+            raise damaged(path, "does not belong to tokenizer.json")
+        return Corpus(folder, manifest, tokenizer, *splits, counts)
     except OSError as error:
-        raise _damaged(path, "is missing" if isinstance(error, FileNotFoundError) else str(error)) from None
+        raise damaged(path, "is missing" if isinstance(error, FileNotFoundError) else str(error)) from None
     except (ValueError, KeyError, IndexError, TypeError, AttributeError, OverflowError, RecursionError):
-        raise _damaged(path, "cannot be read") from None
+        raise damaged(path, "cannot be read") from None
 
 
-def _read_manifest(path: Path) -> dict[str, Any]:
-    if path.stat().st_size > _MAX_JSON_BYTES:
-        raise _damaged(path, f"has {path.stat().st_size:,} bytes, more than any corpus needs")
-    manifest = json.loads(path.read_text(encoding="utf-8"))
-    if manifest["sha256"] != manifest_checksum(manifest):
-        raise _damaged(path, "does not have the content that was written")
-    if set(manifest["files"]) != _FILES:
-        raise _damaged(path, "does not name the files of a corpus")
-    return manifest
-
-
-def _check(path: Path, entry: dict[str, Any]) -> None:
-    if path.stat().st_size != entry["bytes"]:
-        raise _damaged(path, f"has {path.stat().st_size:,} bytes in place of {entry['bytes']:,}")
-    with path.open("rb") as file:
-        if hashlib.file_digest(file, "sha256").hexdigest() != entry["sha256"]:
-            raise _damaged(path, "does not have the content that was written")
-
-
-def _open_split(folder: Path, manifest: dict[str, Any], name: str, vocab_size: int) -> Split:
+def _open_split(folder: Path, manifest: dict[str, Any], name: str, vocab_size: int | None) -> Split:
+    """With a vocabulary size, look at every token and offset: a stranger's checksums say nothing of what they mean."""
     tokens, offsets = _map(folder / f"{name}.tokens", "<u2"), _map(folder / f"{name}.offsets", "<i8")
-    if offsets[0] != 0 or offsets[-1] != len(tokens) or (np.diff(offsets) < 1).any():
-        raise _damaged(folder / f"{name}.offsets", f"does not belong to {name}.tokens")
-    if tokens.max(initial=0) >= vocab_size:
-        raise _damaged(folder / f"{name}.tokens", "does not belong to tokenizer.json")
+    if offsets[0] != 0 or offsets[-1] != len(tokens) or (vocab_size and (np.diff(offsets) < 1).any()):
+        raise damaged(folder / f"{name}.offsets", f"does not belong to {name}.tokens")
+    if vocab_size and _largest(folder / f"{name}.tokens") >= vocab_size:
+        raise damaged(folder / f"{name}.tokens", "does not belong to tokenizer.json")
     n_bytes, entropy = manifest[name]["bytes"], manifest[name]["entropy"]
     if type(n_bytes) is not int or not isinstance(entropy, float | None):
-        raise _damaged(folder / "manifest.json", "cannot be read")
+        raise damaged(folder / "manifest.json", "cannot be read")
     return Split(tokens, offsets, n_bytes, entropy)
+
+
+def _largest(path: Path) -> int:
+    """The largest token id of a file, read in parts: a map that was read whole would count as this process's memory."""
+    largest = 0
+    with path.open("rb") as file:
+        while len(part := np.fromfile(file, "<u2", 2**22)):
+            largest = max(largest, int(part.max()))
+    return largest
 
 
 def _map(path: Path, dtype: str) -> np.ndarray:
     # An empty file cannot be mapped. A plain view of the map, because indexing a memmap itself is slow.
     return np.asarray(np.memmap(path, dtype, "r")) if path.stat().st_size else np.empty(0, dtype)
-
-
-def _damaged(path: Path, what: str) -> UserError:
-    return UserError(
-        f"{path} {what}: this prepared corpus is damaged; build it anew with the same flags and --rebuild "
-        "(python -m experiments.prepare)"
-    )
