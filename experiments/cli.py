@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 import tyro
 
+from tinygpt_jax.devices import restart_with_huge_pages
 from tinygpt_jax.errors import UsageError, UserError
 
 Arguments = TypeVar("Arguments")
@@ -37,7 +38,7 @@ def parse(
     errors = io.StringIO()
     try:
         with contextlib.redirect_stderr(errors):
-            options = {"args": argv, "config": (tyro.conf.OmitArgPrefixes,), **given}
+            options = {"args": argv, "prog": _program(), "config": (tyro.conf.OmitArgPrefixes,), **given}
             if others:
                 return tyro.cli(cls, return_unknown_args=True, add_help=False, **options)[0]
             return tyro.cli(cls, **options)
@@ -49,6 +50,7 @@ def parse(
 
 def run(main: Callable[[], None]) -> None:
     """Call `main` and end the process: 0, or 2 on a usage error and 1 on any other failure, said in one line."""
+    restart_with_huge_pages()
     # A terminal that cannot show a story's characters, or a folder's name, is no reason to stop.
     sys.stdout.reconfigure(errors="replace")  # pyright: ignore[reportAttributeAccessIssue]
     try:
@@ -64,6 +66,12 @@ def run(main: Callable[[], None]) -> None:
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(130)
+
+
+def _program() -> str | None:
+    """What the user typed before the flags."""
+    spec = sys.modules["__main__"].__spec__
+    return f"python -m {spec.name}" if spec else None
 
 
 def _long_name(word: str) -> str:

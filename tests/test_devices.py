@@ -50,3 +50,32 @@ def test_xla_knows_the_flag_of_deterministic():
     code = "from tinygpt_jax.devices import use_device; use_device('cpu', True); import jax; jax.numpy.ones(2).sum()"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("system", "tunables", "restarts"),
+    [
+        ("always [madvise] never", None, True),
+        ("[always] madvise never", None, False),
+        ("always madvise [never]", None, False),
+        ("always [madvise] never", "glibc.malloc.check=3", False),
+        (None, None, False),
+    ],
+)
+def test_a_program_starts_anew_only_where_that_brings_huge_pages(monkeypatch, tmp_path, system, tunables, restarts):
+    """Starting again for ever; somebody's own settings lost; a file that other systems do not have."""
+    file, started = tmp_path / "enabled", []
+    if system:
+        file.write_text(system)
+    monkeypatch.setattr(devices, "_HUGE_PAGES", file)
+    monkeypatch.delenv("GLIBC_TUNABLES", raising=False)
+    if tunables:
+        monkeypatch.setenv("GLIBC_TUNABLES", tunables)
+    monkeypatch.setattr(sys, "orig_argv", ["python", "-m", "experiments.train", "--prompt", "a b"])
+    monkeypatch.setattr(devices.os, "execv", lambda *arguments: started.append(arguments))
+    devices.restart_with_huge_pages()
+    devices.restart_with_huge_pages()
+    command = (sys.executable, [sys.executable, "-m", "experiments.train", "--prompt", "a b"])
+    assert started == [command] * restarts
+    expected = "glibc.malloc.hugetlb=1" if restarts else tunables
+    assert devices.os.environ.get("GLIBC_TUNABLES") == expected

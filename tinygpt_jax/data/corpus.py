@@ -199,12 +199,13 @@ def _open(folder: Path, verify: bool) -> Corpus:
         is_new = check_files(folder, manifest, verify)
         path = folder / "tokenizer.json"
         tokenizer = Tokenizer.from_json(path.read_text(encoding="utf-8"))
-        splits = [_open_split(folder, manifest, name, tokenizer.vocab_size if is_new else None) for name in SPLITS]
+        vocab_size = tokenizer.vocab_size if is_new else None
+        train, validation = (_open_split(folder, manifest, name, vocab_size) for name in SPLITS)
         path = folder / "counts"
         counts = np.fromfile(path, "<i8")
         if len(counts) != tokenizer.vocab_size:
             raise damaged(path, "does not belong to tokenizer.json")
-        return Corpus(folder, manifest, tokenizer, *splits, counts)
+        return Corpus(folder, manifest, tokenizer, train, validation, counts)
     except OSError as error:
         raise damaged(path, "is missing" if isinstance(error, FileNotFoundError) else str(error)) from None
     except (ValueError, KeyError, IndexError, TypeError, AttributeError, OverflowError, RecursionError):
