@@ -41,6 +41,7 @@ class Arguments:
     part: Literal["throughput", "full-size", "kills"] = "throughput"
     megabytes: int = 200  # throughput, kills: size of the text
     count: int = 2_700_000  # full-size: number of stories
+    vocabulary: Literal["gpt2", "compact"] = "gpt2"  # full-size: which
     rounds: int = 3  # throughput: turns of each
     kills: int = 20  # kills: how many
 
@@ -88,20 +89,19 @@ def full_size(arguments: Arguments, stories: list[str], folder: Path) -> None:
             first, second = choose.choice(stories), choose.choice(stories)
             file.write(f"{first[: len(first) // 2]}{second[len(second) // 2 :]}\n<|endoftext|>\n")
     print(f"{arguments.count:,} stories, {source.stat().st_size / 1e9:.2f} GB of text, {default_workers()} workers")
-    for vocabulary in ("gpt2", "compact"):
-        config = DataConfig(str(source), vocabulary, cache_dir=str(folder / "cache"))
-        flags = [config.source, vocabulary, str(config.cache_dir)]
-        seconds, cpu, peak = _watched([sys.executable, "-c", _PREPARE, *flags])
-        print(f"{vocabulary}: prepared in {seconds:.0f} s ({cpu:.0f} s of CPU), {peak / 1e6:.0f} MB in all processes")
+    config = DataConfig(str(source), arguments.vocabulary, cache_dir=str(folder / "cache"))
+    flags = [config.source, config.vocabulary, str(config.cache_dir)]
+    seconds, cpu, peak = _watched([sys.executable, "-c", _PREPARE, *flags])
+    print(f"prepared in {seconds:.0f} s ({cpu:.0f} s of CPU), {peak / 1e6:.0f} MB in all processes")
+    for when in ("at first", "again"):
         opened = subprocess.run([sys.executable, "-c", _OPEN, *flags], check=True, capture_output=True, text=True)
-        print(f"  {opened.stdout.strip()}")
-        corpus = prepare(config)
-        print("  " + ", ".join(f"{name} {e['bytes'] / 1e6:.1f} MB" for name, e in corpus.manifest["files"].items()))
-        for layout in ("padded", "packed"):
-            batches = TrainingBatches(corpus.train, layout, 128, 32, 0, corpus.tokenizer.end_of_text)
-            times = [_timed(lambda step=step, batches=batches: batches[step])[0] for step in range(3000)]
-            print(f"  {layout}: {statistics.median(times) * 1e3:.3f} ms per batch of 32 x 128 (median of 3,000)")
-        shutil.rmtree(corpus.folder)
+        print(f"{when}: {opened.stdout.strip()}")
+    corpus = prepare(config)
+    print(", ".join(f"{name} {entry['bytes'] / 1e6:.1f} MB" for name, entry in corpus.manifest["files"].items()))
+    for layout in ("padded", "packed"):
+        batches = TrainingBatches(corpus.train, layout, 128, 32, 0, corpus.tokenizer.end_of_text)
+        times = [_timed(lambda step=step, batches=batches: batches[step])[0] for step in range(3000)]
+        print(f"{layout}: {statistics.median(times) * 1e3:.3f} ms per batch of 32 x 128 (median of 3,000)")
 
 
 _PREPARE = """
