@@ -5,7 +5,7 @@
         config.json                the run's configuration
         tokenizer.json             its vocabulary
         progress.json              see `Progress`
-        manifest.json              format version, and size and sha256 of every file above
+        manifest.json              format version, and size and sha256 of every file above, and sha256 of itself
 
 A checkpoint is written under a temporary name and renamed when it is whole and on the disk, so a folder with an
 eight-digit name is complete; the manifest tells whether it has been damaged since.
