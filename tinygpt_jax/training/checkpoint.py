@@ -40,6 +40,7 @@ class Run:
     params: Any
     step: int
     model: GPT
+    corpus: str | None  # fingerprint of the stories it was trained on, where that is known
 
 
 def open_run(workdir: Path, which: Literal["best", "last"] = "best") -> Run:
@@ -62,7 +63,7 @@ def open_run(workdir: Path, which: Literal["best", "last"] = "best") -> Run:
             config = saved.config()
             model = GPT(config.model, compute_dtype=resolve_dtype(config.training.compute_dtype))
             params = _restore(saved, "params", abstract_params(config.model))
-            return Run(config, saved.tokenizer(), params, saved.step, model)
+            return Run(config, saved.tokenizer(), params, saved.step, model, saved.progress().corpus)
     raise UserError(f"{workdir} has no intact checkpoint")
 
 
