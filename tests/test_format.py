@@ -55,7 +55,7 @@ def test_its_model_still_says_the_same():
     """Parameters that come back, and mean something else in the model that reads them."""
     run = open_run(RUN)
     tokens = run.tokenizer.encode("Once upon a time, a girl had a red ball.")
-    logits = run.model.apply({"params": run.params}, np.array([tokens[:-1]]))
+    logits = run.model.apply({"params": run.params}, jax.numpy.array([tokens[:-1]]))
     loss = -jax.nn.log_softmax(logits)[0, np.arange(len(tokens) - 1), np.array(tokens[1:])].mean()
     assert float(loss) == pytest.approx(3.69836, rel=1e-4)
     greedy = generate(
