@@ -4,7 +4,8 @@ kills        SIGKILL, SIGTERM and Ctrl-C at random moments of real training proc
              ends: is the result the same to the byte as that of a run nobody touched?
 corruption   a flipped bit, a cut or a missing file in a run folder or a prepared corpus (`corruption`)
 full-disk    a disk that fills up at a random moment: is the last checkpoint intact, and is the end the same?
-soak         the quickstart killed and resumed for --minutes: memory, open files and disk after each cycle
+soak         the quickstart killed and resumed for --minutes: memory, open files and disk after each cycle, and the
+             same end every time
 
 The seed decides what is tried; where a signal arrives also depends on the machine. The exit code is 1 if a promise of
 docs/reliability.md was broken.
@@ -113,11 +114,15 @@ def full_disk(arguments: Arguments, folder: Path) -> None:
 
 
 def soak(arguments: Arguments, folder: Path) -> None:
-    """Cycles of a minute or so. What a process holds is read 10 seconds after it resumed, and before it is hit."""
-    chance, end = random.Random(arguments.seed), time.monotonic() + 60 * arguments.minutes
-    workdir = folder / "soak"
+    """Cycles of a minute or so, in quickstart runs one after the other, whose ends must be equal.
+
+    What a process holds is read 10 seconds after its first update, and before it is hit.
+    """
+    chance, end, number = random.Random(arguments.seed), time.monotonic() + 60 * arguments.minutes, 1
     while time.monotonic() < end:
-        begun, process = time.monotonic(), start(workdir, "--preset", "quickstart", "--steps", "100000")
+        while is_finished(workdir := folder / f"soak {number}"):
+            number += 1
+        begun, process = time.monotonic(), start(workdir, "--preset", "quickstart")
         wait_for(process, workdir, "update", chance)
         sleep(process, 10)
         first = held(process)
@@ -126,13 +131,15 @@ def soak(arguments: Arguments, folder: Path) -> None:
         process.send_signal(how)
         code, errors = wait(process)
         check_code(code, errors, how.name, f"after {how.name}")
-        saved = checkpoints(workdir)[-1].step if checkpoints(workdir) else 0
-        disk = {name: _megabytes(folder / name) for name in ("soak/checkpoints", "soak", "cache", "tmp")}
-        process_held = ", ".join(f"{name} {first[name]} then {last[name]}" for name in first)
+        step = checkpoints(workdir)[-1].step if checkpoints(workdir) else 0
+        changes = ", ".join(f"{name} {first[name]} then {last[name]}" for name in last)
+        disk = {name: _megabytes(place) for name, place in (("run", workdir), ("cache", folder / "cache"))}
+        disk |= {"checkpoints": _megabytes(workdir / "checkpoints"), "temporary files": _megabytes(folder / "tmp")}
         sizes = ", ".join(f"{name} {size:.1f} MB" for name, size in disk.items())
-        print(
-            f"{time.monotonic() - begun:3.0f} s, {how.name}, step {saved:,} saved: {process_held}; {sizes}", flush=True
-        )
+        print(f"{time.monotonic() - begun:3.0f} s, {how.name}, step {step:,} saved: {changes}; {sizes}", flush=True)
+        if is_finished(workdir):
+            compare(f"run {number}", outcome(workdir), outcome(folder / "soak 1"))
+            print(f"run {number}: its end is that of the first run, to the byte", flush=True)
 
 
 def whole_run(folder: Path) -> dict[str, str]:

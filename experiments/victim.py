@@ -22,9 +22,9 @@ TINY = (
 
 
 def is_finished(workdir: Path) -> bool:
-    """Whether the last update of TINY is saved and the report is drawn."""
-    last = int(TINY[TINY.index("--steps") + 1])
-    return (workdir / "report.html").exists() and checkpoints(workdir)[-1].step == last
+    """Whether the last update of a run is saved and its report is drawn."""
+    saved = checkpoints(workdir)
+    return bool(saved) and (workdir / "report.html").exists() and saved[-1].step == saved[-1].config().training.steps
 
 
 def start(workdir: Path, *flags: str) -> subprocess.Popen[str]:
@@ -107,7 +107,9 @@ def check_code(code: int, errors: str, sent: str, where: str) -> None:
 
 
 def held(process: subprocess.Popen[str]) -> dict[str, int]:
-    """What a process holds, as Linux says."""
+    """What a process holds, as Linux says; nothing once it has ended."""
+    if process.poll() is not None:
+        return {}
     folder = Path(f"/proc/{process.pid}")
     lines = dict(line.split(":", 1) for line in (folder / "status").read_text().splitlines())
     memory = round(int(lines["VmRSS"].split()[0]) / 1000)
