@@ -166,6 +166,18 @@ def test_a_manifest_cannot_point_outside(tmp_path, state, words, name):
     assert "outside its folder" in saved.problem()
 
 
+def test_a_link_to_outside_is_not_followed(tmp_path, state, words):
+    """Somebody's own files read, and perhaps shown, because a folder from a stranger links to them."""
+    saved = write(tmp_path / "run", state, words, 1)
+    for inside in (saved.folder / "config.json", saved.folder / "params"):
+        outside = inside.rename(tmp_path / inside.name)
+        inside.symlink_to(outside)
+        assert "outside its folder" in saved.problem()
+        inside.unlink()
+        outside.rename(inside)
+        assert saved.problem() is None
+
+
 def test_another_format_version_is_refused_with_the_reason(tmp_path, state, words):
     """And not taken for damage, which is set aside."""
     write(tmp_path, state, words, 1)

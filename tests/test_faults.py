@@ -34,9 +34,7 @@ def original(tmp_path_factory):
 @pytest.fixture(scope="module")
 def expected(original):
     """What evaluation, a story, a report's record and the rest of training are, if nothing is damaged."""
-    with mock.patch.object(socket.socket, "connect", side_effect=AssertionError("something calls out")) as connect:
-        found = corruption.outputs(shutil.copytree(original, original.with_name("undamaged")))
-        connect.assert_not_called()
+    found = corruption.outputs(shutil.copytree(original, original.with_name("undamaged")))
     assert [output.code for output in found.values()] == [0, 0, 0, 0], found
     return found
 
@@ -92,6 +90,37 @@ def test_a_judge_that_would_notice(expected):
     assert corruption.judge(broken, expected, path).startswith("train gave a traceback")
     with pytest.raises(Exception, match="ended with other samples"):
         compare("a run", {"samples": "1"}, {"samples": "2"})
+
+
+def test_nothing_is_sent(original, tmp_path, monkeypatch):
+    """A library that reports how it is used: no part of a run so much as looks up a name."""
+    calls = []
+    for where, name in ((socket.socket, "connect"), (socket.socket, "sendto"), (socket, "getaddrinfo")):
+        monkeypatch.setattr(where, name, lambda *details: calls.append(details))
+    corruption.outputs(shutil.copytree(original, tmp_path / "case"))
+    assert calls == []
+
+
+def test_the_hubs_library_sends_no_telemetry():
+    """It reads the variable when it is imported, so it has to be set before."""
+    code = (
+        "import contextlib; from tinygpt_jax.data import hub\n"
+        "with contextlib.suppress(hub.UserError): hub.load('.')\n"
+        "import huggingface_hub.constants; print(huggingface_hub.constants.HF_HUB_DISABLE_TELEMETRY)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.stdout == "True\n", done.stderr
+
+
+def test_ctrl_c_says_nothing():
+    """Libraries' threads that complain at length because Python ends while they save."""
+    code = (
+        "import atexit, sys; from experiments import cli; atexit.register(print, 'a complaint', file=sys.stderr)\n"
+        "def main(): print('saved'); raise KeyboardInterrupt\n"
+        "cli.run(main)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "saved\n", "")
 
 
 DEVICES = """
