@@ -212,6 +212,19 @@ def test_a_checkpoint_with_another_models_arrays_is_one_line(tmp_path, state, wo
     assert "\n" not in str(caught.value)
 
 
+def test_a_checkpoint_stored_in_huge_pieces_is_one_line(tmp_path, state, words):
+    """A stranger's file of a few kB that unpacks to 8 GiB: refused before memory is taken."""
+    import tensorstore
+
+    folder = write(tmp_path, state, words, 1).folder
+    store = tensorstore.KvStore.open({"driver": "ocdbt", "base": f"file://{folder / 'params'}/"}).result()
+    form = json.loads(store.read("token_embedding/.zarray").result().value)
+    store.write("token_embedding/.zarray", json.dumps(form | {"chunks": [2**30, 2]}).encode()).result()
+    write_manifest(folder)
+    with pytest.raises(UserError, match="does not hold the arrays of the configuration: Requested more bytes"):
+        open_run(tmp_path)
+
+
 def test_a_checkpoint_with_another_vocabulary_is_damaged(tmp_path, state, words):
     folder = write(tmp_path, state, words, 1).folder
     (folder / "tokenizer.json").write_text(tokenizer.gpt2().to_json())

@@ -176,8 +176,10 @@ def _restore(checkpoint: Checkpoint, item: str, abstract: Any, sharding: Shardin
     sharding = sharding or SingleDeviceSharding(jax.devices()[0])
     target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), abstract)
     folder = (checkpoint.folder / item).resolve()
+    # The file says for itself in what pieces it is stored, and a stranger's may say pieces of any size.
+    gigabytes = 1 + sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(target)) // 10**9
     try:
-        with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
+        with ocp.Checkpointer(ocp.StandardCheckpointHandler(restore_concurrent_gb=gigabytes)) as checkpointer:
             return checkpointer.restore(folder, args=ocp.args.StandardRestore(target))
     except Exception as error:  # as many kinds as there are libraries below
         raise UserError(f"{folder} does not hold the arrays of the configuration: {_first_line(error)}") from error
