@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import os
 import re
 import sys
 from collections.abc import Callable, Sequence
@@ -65,7 +66,10 @@ def run(main: Callable[[], None]) -> None:
         print(f"error: {error.filename or 'the system says'}: {error.strerror or error}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
-        sys.exit(130)
+        # At once: threads of a library that was saving would go on, and complain at length that Python has ended.
+        with contextlib.suppress(OSError):
+            sys.stdout.flush()
+        os._exit(130)
 
 
 def _program() -> str | None:

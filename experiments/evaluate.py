@@ -64,9 +64,11 @@ def _open_split(run: "Run", arguments: Arguments) -> "Split":
         data = dataclasses.replace(run.config.data, source=arguments.source)
         return prepare_for_evaluation(data, run.tokenizer).validation
     corpus = prepare(run.config.data)
+    source = run.config.data.source
     if corpus.tokenizer.fingerprint != run.tokenizer.fingerprint:
-        source = run.config.data.source
         raise UserError(f"{source} has changed since the run: its vocabulary is another now; try --data {source}")
+    if run.corpus not in (None, corpus.fingerprint):
+        raise UserError(f"{source} has changed since the run: its stories are others now; try --data {source}")
     return corpus.train if arguments.split == "train" else corpus.validation
 
 

@@ -11,7 +11,14 @@ from tinygpt_jax.errors import UserError
 from tinygpt_jax.model import GPT
 from tinygpt_jax.training import checkpoint
 from tinygpt_jax.training.checkpoint import newest_intact, open_run, restore_state, save
-from tinygpt_jax.training.checkpoint_files import FormatError, Progress, checkpoints, saved_config, write_manifest
+from tinygpt_jax.training.checkpoint_files import (
+    FormatError,
+    Progress,
+    checkpoints,
+    manifest_checksum,
+    saved_config,
+    write_manifest,
+)
 from tinygpt_jax.training.optimizer import make_optimizer
 from tinygpt_jax.training.step import data_mesh, initial_state, replicated
 
@@ -65,7 +72,7 @@ def every_file(folder):
 
 
 def test_damage_to_any_file_is_found(tmp_path, state, words):
-    """One flipped bit, a cut, a missing file: in each file of a checkpoint, the manifest included."""
+    """One flipped bit, a cut, a missing file: in each file of a checkpoint."""
     saved = write(tmp_path, state, words, 1)
     rng = np.random.default_rng(0)
     for path in every_file(saved.folder):
@@ -74,8 +81,7 @@ def test_damage_to_any_file_is_found(tmp_path, state, words):
         if flipped:
             flipped[rng.integers(len(flipped))] ^= 1 << rng.integers(8)
             path.write_bytes(flipped)
-            # A flip in the manifest's white space changes nothing it says; anything else must be noticed.
-            if path.name != "manifest.json":
+            if path.name != "manifest.json":  # see below
                 assert saved.problem() and path.name in saved.problem()
             path.write_bytes(whole[:-2])
             assert saved.problem()
@@ -83,6 +89,25 @@ def test_damage_to_any_file_is_found(tmp_path, state, words):
         assert saved.problem(), path
         path.write_bytes(whole)
         assert saved.problem() is None
+
+
+def test_every_flipped_bit_of_a_manifest_is_found_or_says_nothing(tmp_path, state, words):
+    """A version, a checksum or a name that has become another one."""
+    saved = write(tmp_path, state, words, 1)
+    path = saved.folder / "manifest.json"
+    whole = path.read_bytes()
+    rng = np.random.default_rng(0)
+    for position in rng.permutation(8 * len(whole))[:3000]:
+        flipped = bytearray(whole)
+        flipped[position // 8] ^= 1 << (position % 8)
+        path.write_bytes(flipped)
+        try:
+            said = saved._manifest()
+        except UserError as error:
+            assert not isinstance(error, FormatError) and "manifest.json" in str(error)
+        else:
+            path.write_bytes(whole)
+            assert said == saved._manifest()
 
 
 def test_a_damaged_newest_is_set_aside_and_the_one_before_taken(tmp_path, state, words, capsys):
@@ -126,21 +151,38 @@ def test_a_failing_save_leaves_the_one_before(tmp_path, state, words, monkeypatc
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["00000001"]
 
 
+def forge(saved, document):
+    """Write a manifest as a stranger can, or another version of the program: with a checksum that is right."""
+    document["sha256"] = manifest_checksum(document)
+    (saved.folder / "manifest.json").write_text(json.dumps(document))
+
+
 @pytest.mark.parametrize("name", ["../../secret", "/etc/passwd"])
 def test_a_manifest_cannot_point_outside(tmp_path, state, words, name):
     saved = write(tmp_path, state, words, 1)
-    manifest = saved.folder / "manifest.json"
-    document = json.loads(manifest.read_text())
+    document = json.loads((saved.folder / "manifest.json").read_text())
     document["files"][name] = [0, ""]
-    manifest.write_text(json.dumps(document))
+    forge(saved, document)
     assert "outside its folder" in saved.problem()
+
+
+def test_a_link_to_outside_is_not_followed(tmp_path, state, words):
+    """Somebody's own files read, and perhaps shown, because a folder from a stranger links to them."""
+    saved = write(tmp_path / "run", state, words, 1)
+    for inside in (saved.folder / "config.json", saved.folder / "params"):
+        outside = inside.rename(tmp_path / inside.name)
+        inside.symlink_to(outside)
+        assert "outside its folder" in saved.problem()
+        inside.unlink()
+        outside.rename(inside)
+        assert saved.problem() is None
 
 
 def test_another_format_version_is_refused_with_the_reason(tmp_path, state, words):
     """And not taken for damage, which is set aside."""
     write(tmp_path, state, words, 1)
-    manifest = write(tmp_path, state, words, 2).folder / "manifest.json"
-    manifest.write_text(manifest.read_text().replace('"format_version": 1', '"format_version": 99'))
+    newest = write(tmp_path, state, words, 2)
+    forge(newest, json.loads((newest.folder / "manifest.json").read_text()) | {"format_version": 99})
     for read in (newest_intact, open_run, saved_config):
         with pytest.raises(FormatError, match="is of format 99, and this program reads format 1"):
             read(tmp_path)
@@ -168,6 +210,19 @@ def test_a_checkpoint_with_another_models_arrays_is_one_line(tmp_path, state, wo
     with pytest.raises(UserError, match="does not hold the arrays of the configuration") as caught:
         open_run(tmp_path)
     assert "\n" not in str(caught.value)
+
+
+def test_a_checkpoint_stored_in_huge_pieces_is_one_line(tmp_path, state, words):
+    """A stranger's file of a few kB that unpacks to 8 GiB: refused before memory is taken."""
+    import tensorstore
+
+    folder = write(tmp_path, state, words, 1).folder
+    store = tensorstore.KvStore.open({"driver": "ocdbt", "base": f"file://{folder / 'params'}/"}).result()
+    form = json.loads(store.read("token_embedding/.zarray").result().value)
+    store.write("token_embedding/.zarray", json.dumps(form | {"chunks": [2**30, 2]}).encode()).result()
+    write_manifest(folder)
+    with pytest.raises(UserError, match="does not hold the arrays of the configuration: Requested more bytes"):
+        open_run(tmp_path)
 
 
 def test_a_checkpoint_with_another_vocabulary_is_damaged(tmp_path, state, words):

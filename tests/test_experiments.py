@@ -30,14 +30,14 @@ def corpus(tmp_path_factory):
 @pytest.fixture(scope="module")
 def run(corpus, tmp_path_factory):
     prepared, data = corpus
-    return save_run(tmp_path_factory.mktemp("run"), data, prepared.tokenizer)
+    return save_run(tmp_path_factory.mktemp("run"), data, prepared.tokenizer, prepared.fingerprint)
 
 
-def save_run(workdir, data, tokenizer):
+def save_run(workdir, data, tokenizer, fingerprint):
     shape = {"context_length": 32, "n_layers": 1, "n_heads": 2, "d_model": 16, "d_ff": 16}
     config = Config(model=ModelConfig(vocab_size=tokenizer.vocab_size, **shape), data=data)
     state = initial_state(GPT(config.model), make_optimizer(OptimizerConfig(), 1), 0, data_mesh())
-    save(workdir, state, Progress(0, "corpus"), config, tokenizer)
+    save(workdir, state, Progress(0, fingerprint), config, tokenizer)
     return workdir
 
 
@@ -100,9 +100,15 @@ def test_evaluate_refuses_what_it_cannot_do(call, corpus, tmp_path):
         call(evaluate, "--data", "builtin", "--split", "train")
     with pytest.raises(UserError, match="train first"):
         evaluate.main(["--workdir", str(tmp_path / "missing")])
-    other = save_run(tmp_path / "other", corpus[1], compact(np.zeros(50_257, int)))
-    with pytest.raises(UserError, match="builtin has changed since the run"):
-        evaluate.main(["--workdir", str(other)])
+    for number, (tokenizer, fingerprint, what) in enumerate(
+        [
+            (compact(np.zeros(50_257, int)), corpus[0].fingerprint, "its vocabulary is another"),
+            (corpus[0].tokenizer, "of other stories", "its stories are others"),
+        ]
+    ):
+        other = save_run(tmp_path / str(number), corpus[1], tokenizer, fingerprint)
+        with pytest.raises(UserError, match=f"builtin has changed since the run: {what} now; try --data builtin"):
+            evaluate.main(["--workdir", str(other)])
 
 
 def test_generate_is_a_function_of_the_seed(call):

@@ -26,6 +26,7 @@ from tinygpt_jax.errors import UserError
 from tinygpt_jax.generation import encode_prompt
 from tinygpt_jax.run_record import read_record
 from tinygpt_jax.tokenizer import Tokenizer
+from tinygpt_jax.training import checkpoint_files
 from tinygpt_jax.training.checkpoint_files import Checkpoint, Progress
 from tinygpt_jax.training.run_folder import Mark, mark_of
 
@@ -120,7 +121,13 @@ def checkpoint(tmp_path_factory):
 
 def manifest(checkpoint):
     names = ("config.json", "tokenizer.json", "progress.json")
-    return {"format_version": 1, "files": {name: mark_of(checkpoint.folder / name) for name in names}}
+    return signed({"format_version": 1, "files": {name: mark_of(checkpoint.folder / name) for name in names}})
+
+
+def signed(document):
+    """With a checksum that is right: a stranger can make one."""
+    is_object = isinstance(document, dict)
+    return document | {"sha256": checkpoint_files.manifest_checksum(document)} if is_object else document
 
 
 @fuzz
@@ -128,7 +135,8 @@ def manifest(checkpoint):
 def test_checkpoint_manifests(checkpoint, data):
     document = manifest(checkpoint)
     raw = json.dumps(document).encode()
-    content = data.draw(st.binary() | damaged(raw) | mutated(document).map(lambda x: json.dumps(x).encode()))
+    forged = mutated(document).map(lambda x: json.dumps(signed(x)).encode())
+    content = data.draw(st.binary() | damaged(raw) | mutated(document).map(lambda x: json.dumps(x).encode()) | forged)
     (checkpoint.folder / "manifest.json").write_bytes(content)
     assert accepted(lambda: checkpoint.problem() and None) is None
     assert checkpoint.validation_loss in (1.5, float("inf"))
@@ -137,7 +145,7 @@ def test_checkpoint_manifests(checkpoint, data):
 @fuzz
 @given(st.data())
 def test_progress_of_a_checkpoint(checkpoint, data):
-    """With a manifest that agrees: a stranger can make one."""
+    """With a manifest that agrees."""
     path = checkpoint.folder / "progress.json"
     whole = path.read_bytes()
     document = json.loads(whole)

@@ -5,7 +5,7 @@
         config.json                the run's configuration
         tokenizer.json             its vocabulary
         progress.json              see `Progress`
-        manifest.json              format version, and size and sha256 of every file above
+        manifest.json              format version, and size and sha256 of every file above, and sha256 of itself
 
 A checkpoint is written under a temporary name and renamed when it is whole and on the disk, so a folder with an
 eight-digit name is complete; the manifest tells whether it has been damaged since.
@@ -40,6 +40,7 @@ class Run:
     params: Any
     step: int
     model: GPT
+    corpus: str | None  # fingerprint of the stories it was trained on, where that is known
 
 
 def open_run(workdir: Path, which: Literal["best", "last"] = "best") -> Run:
@@ -62,7 +63,7 @@ def open_run(workdir: Path, which: Literal["best", "last"] = "best") -> Run:
             config = saved.config()
             model = GPT(config.model, compute_dtype=resolve_dtype(config.training.compute_dtype))
             params = _restore(saved, "params", abstract_params(config.model))
-            return Run(config, saved.tokenizer(), params, saved.step, model)
+            return Run(config, saved.tokenizer(), params, saved.step, model, saved.progress().corpus)
     raise UserError(f"{workdir} has no intact checkpoint")
 
 
@@ -175,8 +176,10 @@ def _restore(checkpoint: Checkpoint, item: str, abstract: Any, sharding: Shardin
     sharding = sharding or SingleDeviceSharding(jax.devices()[0])
     target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), abstract)
     folder = (checkpoint.folder / item).resolve()
+    # The file says for itself in what pieces it is stored, and a stranger's may say pieces of any size.
+    gigabytes = 1 + sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(target)) // 10**9
     try:
-        with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
+        with ocp.Checkpointer(ocp.StandardCheckpointHandler(restore_concurrent_gb=gigabytes)) as checkpointer:
             return checkpointer.restore(folder, args=ocp.args.StandardRestore(target))
     except Exception as error:  # as many kinds as there are libraries below
         raise UserError(f"{folder} does not hold the arrays of the configuration: {_first_line(error)}") from error

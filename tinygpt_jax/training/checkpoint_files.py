@@ -147,6 +147,8 @@ class Checkpoint:
         try:
             document = json.loads(text)
             version = document["format_version"]
+            if document["sha256"] != manifest_checksum(document):
+                raise UserError(f"{path} has changed since it was written")
             if version != FORMAT_VERSION:
                 raise FormatError(
                     f"{path} is of format {version!r}, and this program reads format {FORMAT_VERSION}: use the version "
@@ -189,6 +191,15 @@ def saved_config(workdir: Path) -> Config | None:
     return None
 
 
+def manifest_checksum(document: Mapping[str, Any]) -> str:
+    """sha256 of all that a manifest says, apart from its checksum.
+
+    Every format keeps it in this form, so that a later version is not taken for damage, nor damage for a later version.
+    """
+    said = {name: value for name, value in document.items() if name != "sha256"}
+    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
+
+
 def write_manifest(folder: Path) -> None:
     """List every file of a checkpoint, and return when all of it is on the disk."""
     manifest = folder / "manifest.json"
@@ -196,7 +207,9 @@ def write_manifest(folder: Path) -> None:
     for path in sorted(set(_files(folder)) - {manifest}):
         sync(path)
         files[path.relative_to(folder).as_posix()] = Mark(path.stat().st_size, _sha256(path))
-    manifest.write_text(json.dumps({"format_version": FORMAT_VERSION, "files": files}, indent=1) + "\n")
+    document = {"format_version": FORMAT_VERSION, "files": files}
+    document["sha256"] = manifest_checksum(document)
+    manifest.write_text(json.dumps(document, indent=1) + "\n")
     sync(manifest)
     for directory in [folder, *(path for path in folder.rglob("*") if path.is_dir())]:
         sync(directory)

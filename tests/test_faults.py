@@ -1,0 +1,161 @@
+"""Faults injected into whole runs: a few seeded ones of those that `experiments.faults` tries by the hundred."""
+
+import os
+import random
+import resource
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from unittest import mock
+
+import pytest
+
+from experiments import corruption, train
+from experiments.outcome import compare, outcome
+from experiments.victim import TINY
+from tinygpt_jax.training import loop
+from tinygpt_jax.training.checkpoint_files import checkpoints
+
+
+@pytest.fixture(scope="module", autouse=True)
+def nothing_drawn():
+    with mock.patch.object(loop, "write_report", lambda workdir: workdir / "report.html"):
+        yield
+
+
+@pytest.fixture(scope="module")
+def original(tmp_path_factory):
+    """A run that was interrupted before its last save, and its prepared stories."""
+    return corruption.make_original(tmp_path_factory.mktemp("faults") / "original")
+
+
+@pytest.fixture(scope="module")
+def expected(original):
+    """What evaluation, a story, a report's record and the rest of training are, if nothing is damaged."""
+    found = corruption.outputs(shutil.copytree(original, original.with_name("undamaged")))
+    assert [output.code for output in found.values()] == [0, 0, 0, 0], found
+    return found
+
+
+# One of each kind of file, and of each kind of damage.
+CASES = [
+    ("run/config.json", corruption.flip, "named"),
+    ("run/metrics.jsonl", corruption.remove, "named"),
+    ("run/checkpoints/00000012/manifest.json", corruption.cut, "named"),
+    ("run/checkpoints/00000012/config.json", corruption.flip, "named"),
+    ("run/checkpoints/00000012/opt_state/ocdbt.process_0/manifest.ocdbt", corruption.zero, "named"),
+    ("run/checkpoints/00000008/progress.json", corruption.remove, "named"),
+    ("cache/*/train.tokens", corruption.flip, "named"),
+    ("cache/*/manifest.json", corruption.remove, "harmless"),
+]
+
+
+@pytest.mark.parametrize(("pattern", "damage", "verdict"), CASES)
+def test_damage_is_named_or_changes_nothing(original, expected, tmp_path, pattern, damage, verdict):
+    """A traceback; or another loss, another story or another end of training without a word."""
+    case = shutil.copytree(original, tmp_path / "case")
+    path = next(case.glob(pattern))
+    damage(path, random.Random(0))
+    assert corruption.judge(corruption.outputs(case), expected, path) == verdict
+
+
+def test_a_full_disk_stops_a_run_with_one_line_and_it_goes_on_when_there_is_room(original, expected, tmp_path):
+    """By a limit on the size of a file that the system sets, where one checkpoint more does not fit."""
+    case = shutil.copytree(original, tmp_path / "case")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, before[1]))
+    try:
+        full = corruption.call(case, train.main, [])
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    lines = [line for line in full.said.splitlines() if line.startswith("error: ")]
+    assert full.code == 1 and len(lines) == 1 and "Traceback" not in full.said
+    assert "could not write a checkpoint" in lines[0] and "the checkpoint of step 12 is intact" in lines[0]
+    assert [saved.problem() for saved in checkpoints(case / "run")] == [None, None]
+    again = corruption.call(case, train.main, [])
+    assert again.code == 0
+    assert str(outcome(case / "run")) == expected["train"].result
+
+
+def test_a_judge_that_would_notice(expected):
+    """The harness itself: a changed result is no harmless one, nor one that is named for another file."""
+    other = expected | {"generate": expected["generate"]._replace(result="another story")}
+    path = Path("run/config.json")
+    assert corruption.judge(other, expected, path).startswith("generate gave something else without a word")
+    said = other["generate"]._replace(said="warning: metrics.jsonl\n")
+    assert corruption.judge(other | {"generate": said}, expected, path).startswith("generate gave something else")
+    broken = expected | {"train": expected["train"]._replace(code=corruption.TRACEBACK)}
+    assert corruption.judge(broken, expected, path).startswith("train gave a traceback")
+    with pytest.raises(Exception, match="ended with other samples"):
+        compare("a run", {"samples": "1"}, {"samples": "2"})
+
+
+def test_nothing_is_sent(original, tmp_path, monkeypatch):
+    """A library that reports how it is used: no part of a run so much as looks up a name."""
+    calls = []
+    for where, name in ((socket.socket, "connect"), (socket.socket, "sendto"), (socket, "getaddrinfo")):
+        monkeypatch.setattr(where, name, lambda *details: calls.append(details))
+    corruption.outputs(shutil.copytree(original, tmp_path / "case"))
+    assert calls == []
+
+
+def test_the_hubs_library_sends_no_telemetry():
+    """It reads the variable when it is imported, so it has to be set before."""
+    code = (
+        "import contextlib; from tinygpt_jax.data import hub\n"
+        "with contextlib.suppress(hub.UserError): hub.load('.')\n"
+        "import huggingface_hub.constants; print(huggingface_hub.constants.HF_HUB_DISABLE_TELEMETRY)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.stdout == "True\n", done.stderr
+
+
+def test_ctrl_c_says_nothing():
+    """Libraries' threads that complain at length because Python ends while they save."""
+    code = (
+        "import atexit, sys; from experiments import cli; atexit.register(print, 'a complaint', file=sys.stderr)\n"
+        "def main(): print('saved'); raise KeyboardInterrupt\n"
+        "cli.run(main)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "saved\n", "")
+
+
+DEVICES = """
+import sys
+from unittest import mock
+import jax
+from experiments import train
+from tinygpt_jax.training import loop
+
+def run(workdir, *stages):
+    for devices, steps in stages:
+        mesh = jax.make_mesh((devices,), ("data",), (jax.sharding.AxisType.Auto,), devices=jax.devices()[:devices])
+        with mock.patch.object(loop, "data_mesh", lambda: mesh):
+            train.main([*sys.argv[2:], "--workdir", workdir, "--steps", str(steps)])
+
+loop.write_report = lambda workdir: workdir
+run(sys.argv[1] + "/moved", (1, 3), (4, 6), (1, 9))
+run(sys.argv[1] + "/alone", (1, 9))
+"""
+
+
+def test_a_run_moves_from_one_device_to_four_and_back(tmp_path):
+    """The same up to rounding: the same rows, rates and dropout wherever it goes on."""
+    import jax
+    import numpy as np
+
+    from tinygpt_jax.training.checkpoint import open_run
+
+    flags = [*TINY, "--schedule", "constant", "--eval-every", "3"]
+    four = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=4", "JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, "-c", DEVICES, str(tmp_path), *flags]
+    done = subprocess.run(command, env=four, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert "on CPU" in done.stdout and "as 4 devices" in done.stdout
+    moved, alone = open_run(tmp_path / "moved", "last"), open_run(tmp_path / "alone", "last")
+    assert moved.step == alone.step == 9
+    for a, b in zip(jax.tree.leaves(moved.params), jax.tree.leaves(alone.params), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
