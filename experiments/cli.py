@@ -51,7 +51,8 @@ def parse(
 
 def run(main: Callable[[], None]) -> None:
     """Call `main` and end the process: 0, or 2 on a usage error and 1 on any other failure, said in one line."""
-    restart_with_huge_pages()
+    if main.__module__ == "__main__":  # not where another program, a test for example, calls a command
+        restart_with_huge_pages()
     # A terminal that cannot show a story's characters, or a folder's name, is no reason to stop.
     sys.stdout.reconfigure(errors="replace")  # pyright: ignore[reportAttributeAccessIssue]
     try:

@@ -8,15 +8,22 @@ from pathlib import Path
 
 import numpy as np
 
-from experiments import cli
-from tinygpt_jax.config import DataConfig
+from experiments import cli, presets
+from tinygpt_jax.config import Config, DataConfig
 from tinygpt_jax.data.batches import Batch, Rows
 from tinygpt_jax.data.corpus import Corpus, prepare
 from tinygpt_jax.errors import UsageError
 
 
 @dataclass(frozen=True)
-class Arguments:
+class Start:
+    """The flag that decides which defaults the others have."""
+
+    preset: str | None = None  # with the vocabulary, layout and context of a preset (default: of the reference system)
+
+
+@dataclass(frozen=True)
+class Arguments(Start):
     """Tokenise a source of stories, say what is in it, and draw it. Training does the first part by itself."""
 
     data: DataConfig = field(default_factory=DataConfig)
@@ -31,7 +38,10 @@ class Arguments:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse the flags, prepare, and report."""
-    arguments = cli.parse(Arguments, argv)
+    start = cli.parse(Start, argv, others=True)
+    config = presets.get(start.preset).config if start.preset else Config()
+    default = Arguments(start.preset, config.data, config.model.context_length)
+    arguments = cli.parse(Arguments, argv, default=default)
     for name, lowest in (("context_length", 1), ("show", 0), ("workers", 1)):
         value = getattr(arguments, name)
         if value is not None and value < lowest:

@@ -41,7 +41,7 @@ PRESETS = {
         ),
     ),
     "laptop": Preset(
-        "5 M parameters on real stories that you give with --data, for a CPU, in about 20 minutes",
+        "4.5 M parameters on real stories that you give with --data, for a CPU, in about 20 minutes",
         Config(
             model=ModelConfig(
                 n_layers=4, n_heads=4, d_model=256, d_ff=1024, dropout=0.0, norm="pre", activation="gelu"

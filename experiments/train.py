@@ -1,11 +1,12 @@
 """Train a model, or go on with a run: python -m experiments.train --workdir runs/"""
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from experiments import cli, presets
-from tinygpt_jax.config import Config
+from tinygpt_jax.config import Config, ModelConfig
 from tinygpt_jax.devices import Device, has_accelerator, use_device
 from tinygpt_jax.training.checkpoint_files import saved_config
 
@@ -15,7 +16,7 @@ class Start:
     """The flags that decide which defaults the others have."""
 
     workdir: Path = Path("runs")  # folder of the run; made if needed
-    preset: str | None = None  # quickstart, tinystories or tinystories-modern (default: what the device can do)
+    preset: str | None = None  # quickstart, laptop, tinystories or tinystories-modern (default: what the device can do)
     device: Device = "auto"  # gpu fails where there is none
     deterministic: bool = False  # the same bits in every run on a GPU too, at some cost in speed
 
@@ -46,10 +47,13 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def _starting_point(start: Start) -> tuple[Config, str]:
     if start.preset:
-        return presets.get(start.preset).config, f"preset {start.preset}: {presets.get(start.preset).about}"
+        preset = presets.get(start.preset)
+        return preset.config, f"starting from preset {start.preset}: {preset.about}"
     saved = saved_config(start.workdir)
     if saved is not None:
-        return saved, f"going on with the run in {start.workdir}"
+        # The size of the vocabulary is not a setting: it follows from the stories, which may have been changed.
+        model = dataclasses.replace(saved.model, vocab_size=ModelConfig.vocab_size)
+        return dataclasses.replace(saved, model=model), f"going on with the run in {start.workdir}"
     name = "tinystories" if has_accelerator() else "quickstart"
     reason = "an accelerator is here" if has_accelerator() else "there is no accelerator here"
     others = " or ".join(other for other in presets.PRESETS if other != name)

@@ -4,6 +4,7 @@ import io
 import json
 import math
 import sys
+import unicodedata
 
 import numpy as np
 import pytest
@@ -146,6 +147,18 @@ def test_generate_streams_to_a_terminal(call, run, monkeypatch):
     generate.main(["--workdir", str(run), *flags])
     assert "".join(terminal.pieces) == whole
     assert len(terminal.pieces) > 3
+
+
+def test_no_text_is_a_command_to_the_terminal(call, run, monkeypatch):
+    """ESC in a prompt, or from a model that has learned nothing, moves the cursor or worse."""
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stdout", terminal)
+    for samples in ("1", "2"):
+        flags = ["--prompt", "a\x1b[2J\x9b\rb\n", "--num-samples", samples, "--max-new-tokens", "20"]
+        generate.main(["--workdir", str(run), *flags])
+    written = "".join(terminal.pieces)
+    assert written.count("a\ufffd[2J\ufffd\ufffdb\n") == 3
+    assert not [letter for letter in written if letter not in "\n\t" and unicodedata.category(letter) == "Cc"]
 
 
 def test_generate_says_when_it_cuts_the_prompt(run, capsys):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from experiments import export, generate, import_model
+from experiments import export, generate, import_model, report
 from tinygpt_jax import tokenizer
 from tinygpt_jax.config import Config, DataConfig, ModelConfig, OptimizerConfig
 from tinygpt_jax.errors import UserError
@@ -74,6 +74,8 @@ def test_out_and_in_again_changes_nothing(run, exported, tmp_path, capsys):
         generate.main(["--workdir", str(workdir), "--max-new-tokens", "20"])
         stories.append(capsys.readouterr().out)
     assert stories[0] == stories[1]
+    report.main(["--workdir", str(tmp_path / "again")])
+    assert (tmp_path / "again" / "report.html").exists()
 
 
 def test_nothing_about_the_machine_is_exported(exported):

@@ -65,7 +65,7 @@ def whole_run(tmp_path_factory):
 def test_a_run_leaves_what_it_promises(whole_run):
     workdir, errors = whole_run
     steps = [line["step"] for line in lines(workdir, "metrics") if "loss" in line]
-    assert steps == [1, 3, 6, 9]
+    assert steps == [1, 3, 6, 9, 10]
     assert [line["step"] for line in lines(workdir, "metrics") if "validation_loss" in line] == [4, 8, 10]
     assert (
         abs(
@@ -105,7 +105,17 @@ def test_resuming_on_other_stories_is_refused(whole_run, tmp_path, refused):
     main(["--workdir", str(tmp_path / "run"), *flags])
     source.write_text("\n\n".join(f"Once there were {i} blue balls. The end." for i in range(100)))
     code, error = refused(tmp_path / "run", *flags)
-    assert code == 2 and "are not those it was trained on" in error
+    assert code == 2 and f"the stories of {source} are not those it was trained on, {source}" in error
+
+
+def test_resuming_on_stories_of_another_vocabulary_is_refused_for_the_stories(whole_run, refused, tmp_path):
+    """The advice to leave out a flag that nobody gave."""
+    shutil.copytree(whole_run[0], tmp_path / "run")
+    source = tmp_path / "stories.txt"
+    source.write_text("\n\n".join(f"Once there were {i} red balls. The end." for i in range(100)))
+    code, error = refused(tmp_path / "run", "--data", str(source))
+    assert code == 2 and f"the stories of {source} are not those it was trained on, builtin" in error
+    assert "vocab_size" in error and "--vocab-size" not in error
 
 
 def test_an_interrupted_run_ends_as_one_that_was_not(whole_run, tmp_path):

@@ -4,11 +4,12 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 
-from experiments import prepare
-from tinygpt_jax.data import grammar
+from experiments import prepare, presets
+from tinygpt_jax.data import corpus, grammar
 
 TEXTS = [text for text, _ in grammar.write_stories(40, seed=2)]
 
@@ -52,6 +53,15 @@ def test_show_prints_rows_as_the_model_sees_them(source, tmp_path, capsys):
     assert {path.name for path in (tmp_path / "p").iterdir()} == PICTURES
 
 
+def test_a_preset_prepares_what_training_with_it_takes(source, capsys):
+    """Minutes of work on a corpus that is then prepared again, with another vocabulary."""
+    prepare.main(["--data", str(source), "--preset", "laptop"])
+    folder = capsys.readouterr().out.split("folder ")[-1].split()[0]
+    assert str(corpus.prepare(replace(presets.get("laptop").config.data, source=str(source))).folder) == folder
+    prepare.main(["--data", str(source), "--preset", "laptop", "--max-vocab", "9"])
+    assert folder not in capsys.readouterr().out
+
+
 def run(*flags, **environment):
     command = [sys.executable, "-m", "experiments.prepare", *map(str, flags)]
     return subprocess.run(command, capture_output=True, text=True, env={**os.environ, **environment}, timeout=60)
@@ -77,3 +87,4 @@ def test_failures_are_one_line_with_the_exit_code(tmp_path, flags, code, message
     assert result.returncode == code
     errors = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1 and message in errors[0] and "Traceback" not in result.stderr
+    assert not (tmp_path / "cache" / "tinygpt_jax").exists() or not os.listdir(tmp_path / "cache" / "tinygpt_jax")

@@ -44,18 +44,21 @@ def save(figure: "Figure", path: Path) -> None:
 
 def finish(axes: "Axes", title: str) -> None:
     """The last touches, once scales and limits are set: the title, a quiet grid, and ticks as plain numbers."""
-    from matplotlib.ticker import LogLocator, NullFormatter
+    from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
     axes.set_title(title, loc="left", fontweight="bold", fontsize=10.5, pad=10)
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", color="#E6E6E6", linewidth=0.8)
     axes.set_axisbelow(True)
+    if axes.get_xlabel() == "step":
+        axes.xaxis.set_major_locator(MaxNLocator(nbins="auto", steps=[1, 2, 2.5, 5, 10], integer=True))
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_formatter(lambda value, _: plain(value))
         if axis.get_scale() == "log":
             low, high = axis.get_view_interval()
-            # 1, 2, 5, 10, 20, ... where there is room, else 1, 10, 100.
-            axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high / low < 2000 else (1,)))
+            # 1, 2, 5, 10, 20, ... where there is room, else 1, 10, 100; 1, 2, 3, 4, ... where that would be one or two.
+            subs = range(1, 10) if high / low < 5 else (1, 2, 5) if high / low < 2000 else (1,)
+            axis.set_major_locator(LogLocator(subs=subs))
             axis.set_minor_formatter(NullFormatter())
 
 

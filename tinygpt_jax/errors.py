@@ -1,4 +1,4 @@
-"""The two kinds of failure a user can cause and mend. Commands print them as one line, without a traceback."""
+"""The kinds of failure a user can cause and mend. Commands print them as one line, without a traceback."""
 
 
 class UserError(Exception):
@@ -11,6 +11,10 @@ class UserError(Exception):
     def __init__(self, message: str) -> None:
         """Keep the message, its white space folded."""
         super().__init__(" ".join(message.split()))
+
+
+class UnfinishedError(UserError):
+    """Work was interrupted, and what is finished of it serves the next try."""
 
 
 class UsageError(UserError):

@@ -18,6 +18,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from tinygpt_jax.atomic import write_atomically
 from tinygpt_jax.config import Config, DataConfig, ModelConfig
 from tinygpt_jax.errors import UserError
 from tinygpt_jax.model import abstract_params
@@ -78,7 +79,9 @@ def import_model(folder: Path, workdir: Path) -> None:
     with sole_process(workdir), disk_errors(workdir):
         if checkpoints(workdir):
             raise UserError(f"{workdir} holds a run; choose another --workdir")
-        checkpoint.save(workdir, state, Progress(step=0, corpus=None), _portable(config), tokenizer)
+        config = _portable(config)
+        write_atomically(workdir / "config.json", config.to_json().encode())
+        checkpoint.save(workdir, state, Progress(step=0, corpus=None), config, tokenizer)
 
 
 def read_parameters(path: Path, config: ModelConfig) -> Any:

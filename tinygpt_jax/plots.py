@@ -54,7 +54,9 @@ def perplexity_curves(training: Curve, validation: Curve, references: Mapping[st
     figure = drawing.new_figure()
     axes = figure.subplots()
     axes.set(xlabel="step", ylabel="perplexity (log scale)", yscale="log")
-    _draw_run(axes, training, validation, {name: math.exp(value) for name, value in references.items()})
+    # exp of the unigram entropy is the perplexity of a unigram model, and so on.
+    references = {name.removesuffix(" entropy"): math.exp(value) for name, value in references.items()}
+    _draw_run(axes, training, validation, references)
     drawing.finish(axes, title)
     drawing.save(figure, path)
     return title

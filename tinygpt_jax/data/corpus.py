@@ -33,7 +33,7 @@ from tinygpt_jax.data.build import SPLITS, build
 from tinygpt_jax.data.integrity import check_files, damaged, read_manifest
 from tinygpt_jax.data.stories import Source, find_source
 from tinygpt_jax.devices import cache_folder
-from tinygpt_jax.errors import UserError
+from tinygpt_jax.errors import UnfinishedError, UserError
 from tinygpt_jax.tokenizer import Tokenizer
 
 FORMAT = 2
@@ -132,9 +132,20 @@ def _prepare(
             if rebuild:
                 _clear(folder)
             if not manifest.exists():
-                build(folder, source, key, tokenizer, workers or default_workers())
+                _build(folder, source, key, tokenizer, workers or default_workers())
             shutil.rmtree(shards, ignore_errors=True)
     return _open(folder, verify)
+
+
+def _build(folder: Path, source: Source, key: dict[str, Any], tokenizer: Tokenizer | None, workers: int) -> None:
+    """`build`; of stories that make no corpus nothing stays behind."""
+    try:
+        build(folder, source, key, tokenizer, workers)
+    except UnfinishedError:
+        raise
+    except UserError:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
 
 
 def _key(source: Source, config: DataConfig, tokenizer: Tokenizer | None) -> dict[str, Any]:

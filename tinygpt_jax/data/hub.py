@@ -8,7 +8,7 @@ import urllib.request
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from tinygpt_jax.errors import UserError
+from tinygpt_jax.errors import UnfinishedError
 
 TINYSTORIES = "roneneldan/TinyStories"
 PATIENCE_SECONDS = 12.0
@@ -22,7 +22,7 @@ def load(name: str = TINYSTORIES, streaming: bool = False) -> Mapping[str, Any]:
     HF_ENDPOINT and HF_HUB_OFFLINE are honoured. `name` may be a local folder laid out like the hub's.
 
     Raises:
-        UserError: there is neither a hub that answers nor a copy; within about 15 seconds.
+        UnfinishedError: there is neither a hub that answers nor a copy; within about 15 seconds.
     """
     is_local = os.path.isdir(name)
     if not is_local and not _asked_to_stay_offline() and not _hub_answers():
@@ -34,21 +34,21 @@ def load(name: str = TINYSTORIES, streaming: bool = False) -> Mapping[str, Any]:
     try:
         return datasets.load_dataset(name, streaming=streaming)  # type: ignore[return-value]
     except Exception as error:  # the libraries below raise their own kinds, for one cause several
-        raise UserError(_explain(name, error)) from error
+        raise UnfinishedError(_explain(name, error)) from error
 
 
 def batches(split: Iterable[Any], field: str = "text") -> Iterator[list[Any]]:
     """The texts of a split, a thousand at a time.
 
     Raises:
-        UserError: the hub stopped answering.
+        UnfinishedError: the hub stopped answering.
     """
     stories = iter(split.iter(batch_size=1000))  # type: ignore[attr-defined]
     while True:
         try:
             batch = next(stories, None)
         except Exception as error:
-            raise UserError(_explain(TINYSTORIES, error)) from error
+            raise UnfinishedError(_explain(TINYSTORIES, error)) from error
         if batch is None:
             return
         yield batch[field]

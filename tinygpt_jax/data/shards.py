@@ -30,7 +30,7 @@ import numpy as np
 
 from tinygpt_jax.data import grammar
 from tinygpt_jax.data.stories import BUILTIN_SEED, Piece
-from tinygpt_jax.errors import UserError
+from tinygpt_jax.errors import UnfinishedError, UserError
 from tinygpt_jax.tokenizer import GPT2_END_OF_TEXT, gpt2
 
 
@@ -213,7 +213,7 @@ def _ask(process: subprocess.Popen, piece: Piece, path: Path, fix_encoding: bool
         process.stdin.flush()
         error = pickle.load(process.stdout)
     except (EOFError, BrokenPipeError):
-        raise UserError(
+        raise UnfinishedError(
             f"a tokenising process ended with {process.wait()} (a negative number is a signal; -9: out of memory?): "
             "run again to go on from the finished part, with fewer --workers if memory is short"
         ) from None

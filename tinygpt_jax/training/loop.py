@@ -44,11 +44,13 @@ def train(config: Config, workdir: Path) -> None:
     config = _with_vocabulary(config, corpus)
     parts = _Parts(config, corpus)
     with sole_process(workdir), disk_errors(workdir), _stop_signals() as stop:
-        state, progress = _restore(parts, workdir) or _begin(parts, workdir)
+        restored = _restore(parts, workdir)
+        state, progress = restored or _begin(parts, workdir)
         if progress.step >= parts.total_steps:
             print(f"{workdir} is finished: {progress.step:,} steps are done. To go on: --steps {2 * progress.step}")
             write_report(workdir)  # the process may have been killed after its last checkpoint and before this
             return
+        _announce(parts, state, f"resuming after step {progress.step:,} of" if restored else "training")
         loop = _Loop(parts, workdir, state, progress)
         try:
             loop.run(stop)
@@ -164,7 +166,6 @@ def _begin(parts: _Parts, workdir: Path) -> tuple[TrainState, Progress]:
     _write_config(workdir, parts.config)
     write_summary(workdir, parts.config, parts.corpus)
     state = initial_state(parts.model, parts.optimizer, parts.config.training.seed, parts.mesh)
-    _announce(parts, state, "training")
     return state, Progress(step=0, corpus=parts.corpus.fingerprint)
 
 
@@ -179,11 +180,11 @@ def _restore(parts: _Parts, workdir: Path) -> tuple[TrainState, Progress] | None
     if newest is None:
         return None
     progress, saved = newest.progress(), newest.config()
-    differing = parts.config.differences(saved, ignore=FREE_TO_CHANGE)
-    if not differing and newest.tokenizer().fingerprint != parts.corpus.tokenizer.fingerprint:
-        differing = [f"the vocabulary of {parts.config.data.source} is not the one it was trained with"]
-    if not differing and progress.corpus not in (None, parts.corpus.fingerprint):
-        differing = [f"the stories of {parts.config.data.source} are not those it was trained on"]
+    differing, source = parts.config.differences(saved, ignore=FREE_TO_CHANGE), parts.config.data.source
+    if progress.corpus not in (None, parts.corpus.fingerprint):
+        differing.insert(0, f"the stories of {source} are not those it was trained on, {saved.data.source}")
+    elif newest.tokenizer().fingerprint != parts.corpus.tokenizer.fingerprint:
+        differing.insert(0, f"the vocabulary of {source} is not the one it was trained with")
     if differing:
         raise UsageError(
             f"{workdir} holds a run with another configuration ({'; '.join(differing)}): "
@@ -192,9 +193,7 @@ def _restore(parts: _Parts, workdir: Path) -> tuple[TrainState, Progress] | None
     _write_config(workdir, parts.config)
     if "corpus.json" not in progress.files or has_changed(workdir / "corpus.json", progress.files["corpus.json"]):
         write_summary(workdir, parts.config, parts.corpus)
-    state = checkpoint.restore_state(newest, parts.optimizer, replicated(parts.mesh))
-    _announce(parts, state, f"resuming after step {progress.step:,} of")
-    return state, progress
+    return checkpoint.restore_state(newest, parts.optimizer, replicated(parts.mesh)), progress
 
 
 def _write_config(workdir: Path, config: Config) -> None:
@@ -204,8 +203,9 @@ def _write_config(workdir: Path, config: Config) -> None:
 def _announce(parts: _Parts, state: TrainState, doing: str) -> None:
     count = sum(x.size for x in jax.tree.leaves(state.params))
     training, data = parts.config.training, parts.corpus
+    size = f"{count / 1e6:.1f} M" if count >= 1e6 else f"{count:,}"
     print(
-        f"{doing} {count / 1e6:.1f} M parameters in {parts.model.compute_dtype} on {describe_devices()}\n"
+        f"{doing} {size} parameters in {parts.model.compute_dtype} on {describe_devices()}\n"
         f"{data.train.n_stories:,} stories to learn from, {data.validation.n_stories:,} held out, "
         f"{data.tokenizer.vocab_size:,} different tokens\n"
         f"{parts.total_steps:,} steps of {training.batch_size} x {parts.config.model.context_length} tokens"

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 
 from tinygpt_jax.config import Config, ModelConfig
-from tinygpt_jax.devices import peak_flops
+from tinygpt_jax.devices import peak_flops, resolve_dtype
 from tinygpt_jax.errors import UserError
 from tinygpt_jax.training.run_folder import RunFiles
 from tinygpt_jax.training.step import StepMetrics
@@ -69,7 +69,7 @@ class TrainingLog:
                 self._write_line(step)
 
     def _ends_line(self, step: int) -> bool:
-        return step == 1 or step % self._config.training.log_every == 0
+        return step in (1, self._display.total) or step % self._config.training.log_every == 0
 
     def _write_line(self, step: int) -> None:
         training = self._config.training
@@ -97,10 +97,11 @@ class TrainingLog:
         what = f"the loss was {loss}" if not math.isfinite(loss) else f"the gradient norm was {norm}"
         last = "none" if self._last_loss is None else f"{self._last_loss:.4f}"
         rate = float(self._schedule(step - 1))
+        in_float32 = resolve_dtype(self._config.training.compute_dtype) == "float32"
         return (
             f"step {step}: {what} at learning rate {rate:.3g} (last finite loss: {last}); the state before it is "
-            f"saved. Try in a new --workdir: --learning-rate {rate / 3:.1g}, a longer --warmup-steps, or "
-            "--compute-dtype float32"
+            f"saved. Try in a new --workdir: --learning-rate {rate / 3:.1g}, or a longer --warmup-steps"
+            + ("" if in_float32 else ", or --compute-dtype float32")
         )
 
 
@@ -112,7 +113,8 @@ class Display:
         self._tokens_per_step = config.training.batch_size * config.model.context_length
         self._flops_per_step = self._tokens_per_step * flops_per_token(config.model)
         self._peak = peak_flops()
-        self._total = total
+        self.total = total
+        self._start = start
         self._last = (start, time.monotonic())
         self._bar = None
         if sys.stderr.isatty():
@@ -136,8 +138,9 @@ class Display:
             self._bar.set_postfix_str(text, refresh=False)
             self._bar.update(step - self._bar.n)
         else:
-            left = (self._total - step) * seconds_per_step
-            print(f"step {step:,}/{self._total:,}: {text}, {_duration(left)} left", file=sys.stderr, flush=True)
+            # The first update was compiled: its time says nothing of those to come.
+            left = _duration((self.total - step) * seconds_per_step) if step > self._start + 1 else "unknown time"
+            print(f"step {step:,}/{self.total:,}: {text}, {left} left", file=sys.stderr, flush=True)
         return timing
 
     def note(self, text: str) -> None:
