@@ -84,7 +84,7 @@ def kills(arguments: Arguments, folder: Path) -> None:
         print(f"run {runs}: hit {hits} times, and its end is the same to the byte", flush=True)
         shutil.rmtree(workdir)
     print(f"{done} hits with seed {arguments.seed} in {runs} runs: {_told(sent_counts)}")
-    print(f"killed: {_told(places)}")
+    print(f"killed: {_told(+places)}")
 
 
 def full_disk(arguments: Arguments, folder: Path) -> None:

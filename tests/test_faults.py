@@ -1,5 +1,6 @@
 """Faults injected into whole runs: a few seeded ones of those that `experiments.faults` tries by the hundred."""
 
+import json
 import os
 import random
 import resource
@@ -125,6 +126,7 @@ def test_ctrl_c_says_nothing():
 
 DEVICES = """
 import sys
+from types import SimpleNamespace
 from unittest import mock
 import jax
 from experiments import train
@@ -137,6 +139,7 @@ def run(workdir, *stages):
             train.main([*sys.argv[2:], "--workdir", workdir, "--steps", str(steps)])
 
 loop.write_report = lambda workdir: workdir
+loop.generate = lambda *_, **__: [SimpleNamespace(text="")] * 2
 run(sys.argv[1] + "/moved", (1, 3), (4, 6), (1, 9))
 run(sys.argv[1] + "/alone", (1, 9))
 """
@@ -144,18 +147,16 @@ run(sys.argv[1] + "/alone", (1, 9))
 
 def test_a_run_moves_from_one_device_to_four_and_back(tmp_path):
     """The same up to rounding: the same rows, rates and dropout wherever it goes on."""
-    import jax
-    import numpy as np
-
-    from tinygpt_jax.training.checkpoint import open_run
-
-    flags = [*TINY, "--schedule", "constant", "--eval-every", "3"]
+    flags = [*TINY, "--schedule", "constant", "--eval-every", "3", "--log-every", "1"]
     four = {**os.environ, "XLA_FLAGS": "--xla_force_host_platform_device_count=4", "JAX_PLATFORMS": "cpu"}
     command = [sys.executable, "-c", DEVICES, str(tmp_path), *flags]
     done = subprocess.run(command, env=four, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    assert "on CPU" in done.stdout and "as 4 devices" in done.stdout
-    moved, alone = open_run(tmp_path / "moved", "last"), open_run(tmp_path / "alone", "last")
-    assert moved.step == alone.step == 9
-    for a, b in zip(jax.tree.leaves(moved.params), jax.tree.leaves(alone.params), strict=True):
-        np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+    moved, alone = (
+        [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        for name in ("moved", "alone")
+    )
+    assert [line["step"] for line in moved] == [line["step"] for line in alone]
+    for line, other in zip(moved, alone, strict=True):
+        assert line == pytest.approx(other, rel=1e-4)
+    assert moved != alone  # sums in another order: it did run on four

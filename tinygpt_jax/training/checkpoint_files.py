@@ -147,7 +147,7 @@ class Checkpoint:
         try:
             document = json.loads(text)
             version = document["format_version"]
-            if document["sha256"] != manifest_checksum(document):
+            if not _is_count(version) or version > 10**6 or document["sha256"] != manifest_checksum(document):
                 raise UserError(f"{path} has changed since it was written")
             if version != FORMAT_VERSION:
                 raise FormatError(
