@@ -48,9 +48,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = {"max_new_tokens": arguments.max_new_tokens, "seed": arguments.seed}
     if sys.stdout.isatty() and arguments.num_samples == 1 and not arguments.json:
         pieces = stream(*model, prompt, arguments.sampling, **options)
-        print(_harmless(prompt + next(pieces, "")), end="", flush=True)
+        print(harmless(prompt + next(pieces, "")), end="", flush=True)
         for piece in pieces:
-            print(_harmless(piece), end="", flush=True)
+            print(harmless(piece), end="", flush=True)
         print()
         return
     samples = generate(*model, [prompt], arguments.sampling, num_samples=arguments.num_samples, **options)
@@ -61,10 +61,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(json.dumps(document | {"samples": stories}, ensure_ascii=False))
     else:
         stories = "\n\n---\n\n".join(prompt + sample.text for sample in samples)
-        print(_harmless(stories) if sys.stdout.isatty() else stories)
+        print(harmless(stories) if sys.stdout.isatty() else stories)
 
 
-def _harmless(text: str) -> str:
+def harmless(text: str) -> str:
     """Text without what a terminal would take for a command, such as ESC."""
     return "".join(letter if letter in "\n\t" or unicodedata.category(letter) != "Cc" else "\ufffd" for letter in text)
 

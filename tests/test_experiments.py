@@ -145,7 +145,7 @@ def test_generate_streams_to_a_terminal(call, run, monkeypatch):
     whole, terminal = call(generate, *flags), Terminal()
     monkeypatch.setattr(sys, "stdout", terminal)
     generate.main(["--workdir", str(run), *flags])
-    assert "".join(terminal.pieces) == whole
+    assert "".join(terminal.pieces) == generate.harmless(whole)
     assert len(terminal.pieces) > 3
 
 

@@ -11,8 +11,11 @@ A checkpoint is written under a temporary name and renamed when it is whole and 
 eight-digit name is complete; the manifest tells whether it has been damaged since.
 """
 
+import logging
 import shutil
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -118,7 +121,7 @@ def save(workdir: Path, state: TrainState, progress: Progress, config: Config, t
     try:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
-        with ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
+        with _quietly(), ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
             for item in ("params", "opt_state"):
                 target = (temporary / item).resolve()
                 checkpointer.save(target, args=ocp.args.StandardSave(getattr(state, item)))
@@ -179,10 +182,28 @@ def _restore(checkpoint: Checkpoint, item: str, abstract: Any, sharding: Shardin
     # The file says for itself in what pieces it is stored, and a stranger's may say pieces of any size.
     gigabytes = 1 + sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(target)) // 10**9
     try:
-        with ocp.Checkpointer(ocp.StandardCheckpointHandler(restore_concurrent_gb=gigabytes)) as checkpointer:
+        handler = ocp.StandardCheckpointHandler(restore_concurrent_gb=gigabytes)
+        with _quietly(), ocp.Checkpointer(handler) as checkpointer:
             return checkpointer.restore(folder, args=ocp.args.StandardRestore(target))
     except Exception as error:  # as many kinds as there are libraries below
         raise UserError(f"{folder} does not hold the arrays of the configuration: {_first_line(error)}") from error
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    """Nothing but the exception says what failed: Orbax, asyncio and TensorStore would say it too, with tracebacks.
+
+    After a failure it stays so, because their threads go on to complain for a while.
+    """
+    loggers, hook = [logging.getLogger(name) for name in ("absl", "asyncio")], sys.unraisablehook
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
+    sys.unraisablehook = lambda _: None
+    yield
+    for logger, level in zip(loggers, levels, strict=True):
+        logger.setLevel(level)
+    sys.unraisablehook = hook
 
 
 def _first_line(error: Exception) -> str:
