@@ -91,7 +91,7 @@ def test_the_tutorial_way_and_ours_are_one_model():
                 "bias": attention["out_bias"],
             }
         }
-        for j, half in enumerate(("in", "out")):
+        for j, half in enumerate(("out", "in")):  # the outer one is made first
             theirs[f"Dense_{2 * i + j}"] = {
                 "kernel": feed_forward[f"weight_{half}"],
                 "bias": feed_forward[f"bias_{half}"],
