@@ -3,6 +3,7 @@
 startup    seconds from starting Python to the end of the first update, with an empty compilation cache and again
 training   tokens per second, milliseconds per update, share of the device's peak arithmetic, peak memory
 decoding   tokens per second: of prompts of 64, up to the first token written, and of 120 written after 8
+memory     GiB that an update needs, by XLA's own account of the compiled program; nothing is run
 input      milliseconds to make a batch
 
 The contestants (`experiments/peers/`) do the same work in turns, in processes of their own. PyTorch and Hugging Face
@@ -16,7 +17,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,13 +27,14 @@ import numpy as np
 
 from experiments import cli, presets
 from experiments.peers import OURS, TRAINERS, WRITERS, Contestant
-from experiments.peers.turns import TrainingTurns, Turns, WritingTurns
+from experiments.peers.turns import MemoryTurns, TrainingTurns, Turns, WritingTurns
+from experiments.tables import Spread, Table, print_table, spread
 from tinygpt_jax.config import Config, ModelConfig, TrainingConfig
 from tinygpt_jax.devices import describe_devices
 from tinygpt_jax.errors import UsageError
 
 Size = Literal["quickstart", "small", "small-gpt2", "tinystories"]
-What = Literal["startup", "training", "decoding", "input"]
+What = Literal["startup", "training", "decoding", "memory", "input"]
 
 # All have the reference's layers: post-norm, ReLU, sinusoids, dropout of 0.1, a context of 128.
 _SMALL = ModelConfig(vocab_size=2048, n_layers=4, n_heads=4, d_model=256, d_ff=1024)
@@ -44,7 +46,13 @@ SIZES: dict[Size, ModelConfig] = {
 }
 # Decoding: prompt length, tokens written after it, and of which of the two the rate is.
 WRITING = {"prompt": (64, 1, 64), "written": (8, 120, 120)}
-ROWS = (1, 16, 64)  # texts side by side
+# Memory: what a user can change about an update.
+SAVINGS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "gradient accumulation of 4": {"gradient_accumulation": 4},
+    "remat": {"remat": True},
+    "remat and accumulation of 4": {"remat": True, "gradient_accumulation": 4},
+}
 
 
 @dataclass(frozen=True)
@@ -55,24 +63,25 @@ class Arguments:
     what: tuple[What, ...] = get_args(What)
     repeats: int = 5  # turns of each contestant
     batch_size: int = 32  # rows per update
+    rows: tuple[int, ...] = (1, 16, 64)  # texts written side by side
     peers: bool = True  # also other libraries, those that are installed
     torch_compile: bool = False  # also PyTorch under torch.compile, which takes minutes to compile on a CPU
     json: bool = False  # print one JSON object and no tables
 
 
-# What a measurement gives: for each row of a table, the value or (median, smallest, largest) of each column.
-Table = dict[str, dict[str, float | tuple[float, float, float]]]
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse the flags, measure, and print each table when it is done."""
     arguments = cli.parse(Arguments, argv)
-    if arguments.repeats < 1:
-        raise UsageError(f"repeats {arguments.repeats}: must be at least 1")
+    for name in ("repeats", "batch_size"):
+        if getattr(arguments, name) < 1:
+            raise UsageError(f"{name} {getattr(arguments, name)}: must be at least 1")
+    if wrong := [rows for rows in arguments.rows if rows < 1]:
+        raise UsageError(f"rows {wrong[0]}: must be at least 1")
     measurements = {
         "startup": measure_startup,
         "training": measure_training,
         "decoding": measure_decoding,
+        "memory": measure_memory,
         "input": measure_input,
     }
     report: dict[str, Any] = {"date": datetime.date.today().isoformat(), "sizes": {}}
@@ -84,7 +93,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 table = measurements[what](config, arguments, Path(caches) / size)
                 report["sizes"][size][what] = table
                 if not arguments.json:
-                    _print_table(f"{what}, {_describe(size, config)}", table)
+                    print_table(f"{what}, {_describe(size, config)}", table)
     # Last, because JAX keeps most of a GPU's memory for the process that asks.
     report["device"] = describe_devices()
     print(json.dumps(report, indent=2) if arguments.json else f"\nmeasured on {report['device']}, {report['date']}")
@@ -125,7 +134,7 @@ def measure_training(config: Config, arguments: Arguments, caches: Path) -> Tabl
         for name, taken in seconds.items():
             table[name] = {
                 "tokens/s": tokens / statistics.median(taken),
-                "ms/update": _spread(1000 * x for x in taken),
+                "ms/update": spread(1000 * x for x in taken),
                 "share of peak": flops / statistics.median(taken) / statistics.median(peaks),
                 "peak GiB": turns[name].ask("peak_memory") / 2**30,
                 "ours is faster by": _ratio(taken, seconds[OURS.name]),
@@ -142,7 +151,7 @@ def measure_decoding(config: Config, arguments: Arguments, caches: Path) -> Tabl
             c.name: stack.enter_context(Turns(WritingTurns, c.file, config.model, environment=_environment(c, caches)))
             for c in present
         }
-        for rows in ROWS:
+        for rows in arguments.rows:
             for task, (prompt, length, counted) in WRITING.items():
                 seconds: dict[str, list[float]] = {c.name: [] for c in present if rows <= c.most_rows}
                 for turn in range(arguments.repeats + 1):
@@ -152,9 +161,21 @@ def measure_decoding(config: Config, arguments: Arguments, caches: Path) -> Tabl
                         seconds = {name: [] for name in seconds}
                 for name, taken in seconds.items():
                     table[f"{task}, {rows} side by side: {name}"] = {
-                        "tokens/s": _spread(rows * counted / x for x in taken),
+                        "tokens/s": spread(rows * counted / x for x in taken),
                         "ours is faster by": _ratio(taken, seconds[OURS.name]),
                     }
+    return table
+
+
+def measure_memory(config: Config, arguments: Arguments, caches: Path) -> Table:
+    """Compile our update with each way to save memory: what is there all the time, and what comes and goes."""
+    table: Table = {}
+    with Turns(MemoryTurns, OURS.file, environment=_environment(OURS, caches)) as turns:
+        for name, settings in SAVINGS.items():
+            if arguments.batch_size % settings.get("gradient_accumulation", 1) == 0:
+                training = replace(config.training, **settings)
+                kept, temporary = turns.ask("bytes_of_update", replace(config, training=training))
+                table[name] = {"state, GiB": kept / 2**30, "at most, GiB": (kept + temporary) / 2**30}
     return table
 
 
@@ -172,8 +193,8 @@ def measure_input(config: Config, arguments: Arguments, caches: Path) -> Table:
         ahead = batches.iterate()
         repeats = range(arguments.repeats)
         table[layout] = {
-            "on demand, ms": _spread(_milliseconds(batches.__getitem__) for _ in repeats),
-            "ahead, ms": _spread(_milliseconds(lambda _, ahead=ahead: next(ahead)) for _ in repeats),
+            "on demand, ms": spread(_milliseconds(batches.__getitem__) for _ in repeats),
+            "ahead, ms": spread(_milliseconds(lambda _, ahead=ahead: next(ahead)) for _ in repeats),
         }
     return table
 
@@ -210,40 +231,15 @@ def _present(contestants: Sequence[Contestant], arguments: Arguments) -> list[Co
     return [c for c in wanted if c not in missing]
 
 
-def _spread(values: Iterable[float]) -> tuple[float, float, float]:
-    values = list(values)
-    return statistics.median(values), min(values), max(values)
-
-
-def _ratio(theirs: list[float], ours: list[float]) -> tuple[float, float, float]:
+def _ratio(theirs: list[float], ours: list[float]) -> Spread:
     """How many times as long, turn by turn: what slows the machine down for a while slows both."""
-    return _spread(a / b for a, b in zip(theirs, ours, strict=True))
+    return spread(a / b for a, b in zip(theirs, ours, strict=True))
 
 
 def _describe(size: str, config: Config) -> str:
     m = config.model
     shape = f"{m.n_layers} layers x {m.d_model}, vocabulary {m.vocab_size:,}"
     return f"{size}: {shape}, {config.training.batch_size} x {m.context_length} tokens an update"
-
-
-def _print_table(title: str, table: Table) -> None:
-    columns = list(dict.fromkeys(column for row in table.values() for column in row))
-    lines = [["", *columns], *([name, *(_cell(row[column]) for column in columns)] for name, row in table.items())]
-    widths = [max(map(len, cells)) for cells in zip(*lines, strict=True)]
-    print(f"\n{title}")
-    for name, *cells in lines:
-        print(
-            name.ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(cells, widths[1:], strict=True)), sep="  "
-        )
-    sys.stdout.flush()
-
-
-def _cell(value: float | tuple[float, float, float]) -> str:
-    """A number with three digits; of three, the second and third are the smallest and largest turn."""
-    if isinstance(value, tuple):
-        middle, low, high = map(_cell, value)
-        return f"{middle} ({low}-{high})"
-    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 if __name__ == "__main__":

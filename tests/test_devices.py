@@ -1,5 +1,6 @@
 """Choosing a device: what is missing is said, and deterministic means what it says."""
 
+import os
 import subprocess
 import sys
 
@@ -79,3 +80,37 @@ def test_a_program_starts_anew_only_where_that_brings_huge_pages(monkeypatch, tm
     assert started == [command] * restarts
     expected = "glibc.malloc.hugetlb=1" if restarts else tunables
     assert devices.os.environ.get("GLIBC_TUNABLES") == expected
+
+
+# Counts what the compilation cache had and had not, from the start of a process to the end of its first update.
+FIRST_UPDATE = """
+import jax
+events = []
+jax.monitoring.register_event_listener(lambda name, **_: events.append(name.rpartition("/")[2]))
+from experiments.peers.ours import Trainer
+from experiments.peers.turns import random_batch
+from tinygpt_jax.config import Config, ModelConfig, TrainingConfig
+model = ModelConfig(vocab_size=64, context_length=16, n_layers=1, n_heads=2, d_model=16, d_ff=32)
+config = Config(model=model, training=TrainingConfig(batch_size=4))
+Trainer(config).train([random_batch(config, 0)])
+print(events.count("cache_misses"), events.count("cache_hits"))
+"""
+
+
+def test_a_second_start_compiles_nothing_anew(tmp_path):
+    """Training finds its programs, the update among them, in the user's cache folder without any setting."""
+    environment = {name: value for name, value in os.environ.items() if name != "JAX_COMPILATION_CACHE_DIR"}
+    environment |= {
+        "TINYGPT_CACHE": str(tmp_path),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",  # the tiny model compiles in less than a second
+    }
+    counts = []
+    for _ in range(2):
+        done = subprocess.run(
+            [sys.executable, "-c", FIRST_UPDATE], env=environment, capture_output=True, text=True, timeout=300
+        )
+        assert done.returncode == 0, done.stderr
+        counts.append(tuple(map(int, done.stdout.split())))
+    (misses, _), (misses_again, hits_again) = counts
+    assert misses >= 2 and (misses_again, hits_again) == (0, misses)
+    assert list((tmp_path / "compiled").glob("jit_train_step-*"))

@@ -1,6 +1,7 @@
 import dataclasses
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -11,10 +12,17 @@ import pytest
 
 from tinygpt_jax.config import ModelConfig, OptimizerConfig, TrainingConfig
 from tinygpt_jax.data.batches import Batch
-from tinygpt_jax.errors import UsageError
+from tinygpt_jax.errors import UsageError, UserError
 from tinygpt_jax.model import GPT
 from tinygpt_jax.training.optimizer import make_optimizer
-from tinygpt_jax.training.step import data_mesh, initial_state, loss_chunks, make_train_step, put_batch
+from tinygpt_jax.training.step import (
+    data_mesh,
+    initial_state,
+    loss_chunks,
+    make_train_step,
+    memory_errors,
+    put_batch,
+)
 
 MODEL = ModelConfig(vocab_size=50, context_length=16, n_layers=1, n_heads=2, d_model=16, d_ff=32, dropout=0.0)
 TRAINING = TrainingConfig(batch_size=8)
@@ -89,6 +97,27 @@ def test_a_non_finite_update_changes_nothing_and_neither_do_later_ones():
         np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.parametrize("savings", [{"remat": True}, {"gradient_accumulation": 4}])
+def test_what_saves_memory_does(savings):
+    """By XLA's account of the compiled update; and rematerialisation gives the same losses to the bit."""
+    deep = dataclasses.replace(MODEL, n_layers=4, dropout=0.1)
+    memory, losses = [], []
+    for training in (TRAINING, dataclasses.replace(TRAINING, **savings)):
+        model, mesh = GPT(deep, remat=training.remat), data_mesh()
+        optimizer = make_optimizer(OptimizerConfig(), 3)
+        state = initial_state(model, optimizer, 0, mesh)
+        batch = put_batch(random_batch(0), mesh)
+        update = make_train_step(model, optimizer, training, mesh).lower(state, batch, 0).compile()
+        memory.append(update.memory_analysis().temp_size_in_bytes)
+        losses.append([])
+        for step in range(2):
+            state, metrics = update(state, batch, np.int32(step))
+            losses[-1].append(float(metrics.loss))
+    assert memory[1] < 0.6 * memory[0]
+    if "remat" in savings:
+        assert losses[0] == losses[1]
+
+
 def test_a_batch_that_does_not_divide_is_refused():
     with pytest.raises(UsageError, match="batch_size 9: must be a multiple of gradient_accumulation 1 x 2 devices"):
         mesh = type("Mesh", (), {"size": 2})()
@@ -102,6 +131,33 @@ def test_the_memory_rule_of_the_loss():
     assert loss_chunks(model, 256, "cpu") == 8
     assert loss_chunks(model, 256, "gpu") == 2
     assert loss_chunks(GPT(ModelConfig(), jnp.bfloat16), 256, "gpu") == 1
+
+
+@pytest.mark.parametrize(
+    ("settings", "advice"),
+    [
+        ({}, "try --remat (.*), then --gradient-accumulation 2 (.*), then a --batch-size below 6"),
+        ({"remat": True}, "try --gradient-accumulation 2 (.*), then a --batch-size below 6"),
+        (
+            {"remat": True, "gradient_accumulation": 2},
+            "try --gradient-accumulation 3 (.*), then a --batch-size below 6",
+        ),
+        ({"remat": True, "gradient_accumulation": 6}, "try a --batch-size below 6"),
+        ({"remat": True, "batch_size": 1}, "try a smaller model"),
+    ],
+)
+def test_a_full_memory_says_what_to_change(settings, advice):
+    """With the error that XLA itself raises, and only what is left to change."""
+    config = TrainingConfig(**{"batch_size": 6, **settings})
+    with pytest.raises(UserError) as error, memory_errors(config):
+        jnp.zeros(2**44).block_until_ready()
+    expected = f"the device's memory is full \\(Out of memory allocating {2**46} bytes.\\): {advice}"
+    assert re.fullmatch(expected, str(error.value)), error.value
+
+
+def test_other_failures_of_the_device_are_not_about_memory():
+    with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"), memory_errors(TRAINING):
+        raise jax.errors.JaxRuntimeError("INTERNAL: something else")
 
 
 def test_four_devices_equal_one():

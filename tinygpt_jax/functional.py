@@ -18,8 +18,10 @@ def linear(
     x: Float[Array, "*batch i"], weight: Float[Array, "i o"], bias: Float[Array, " o"] | None = None
 ) -> Float[Array, "*batch o"]:
     """x W + b, applied to the last axis."""
-    y = jnp.matmul(x, weight.astype(x.dtype))
-    return y if bias is None else y + _spread(bias, y)
+    # As one matrix of rows: the weight's gradient is then one plain product, for which XLA copies nothing around.
+    y = jnp.matmul(x.reshape(-1, x.shape[-1]), weight.astype(x.dtype))
+    y = y if bias is None else y + _spread(bias, y)
+    return y.reshape(*x.shape[:-1], weight.shape[-1])
 
 
 def layer_norm(

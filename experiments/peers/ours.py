@@ -69,6 +69,21 @@ class Writer:
         return np.concatenate(list(pieces), axis=1)
 
 
+def bytes_of_update(config: Config) -> tuple[int, int]:
+    """See `MemoryTurns`: the compiled update's arguments, and its temporary memory with what it does not reuse."""
+    use_device()
+    mesh = data_mesh()
+    model = GPT(config.model, resolve_dtype(config.training.compute_dtype), config.training.remat)
+    optimizer = make_optimizer(config.optimizer, total_steps=1000)
+    state = jax.eval_shape(lambda: initial_state(model, optimizer, config.training.seed, mesh))
+    tokens = jax.ShapeDtypeStruct((config.training.batch_size, config.model.context_length), jnp.int32)
+    batch = Batch(tokens, tokens, jax.ShapeDtypeStruct(tokens.shape, bool))
+    compiled = make_train_step(model, optimizer, config.training, mesh).lower(state, batch, 0).compile()
+    memory = compiled.memory_analysis()
+    new = memory.output_size_in_bytes - memory.alias_size_in_bytes
+    return memory.argument_size_in_bytes, memory.temp_size_in_bytes + new
+
+
 def matrix_product_flops(size: int = 2048) -> float:
     """FLOP/s of the best of a few float32 products of two square matrices."""
     a = jnp.ones((size, size))

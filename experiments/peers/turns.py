@@ -17,7 +17,7 @@ TURN_SECONDS = 1.0  # a turn of training lasts about this long
 
 
 class Turns:
-    """A `TrainingTurns` or `WritingTurns` in a new process; use it in a `with`.
+    """One of the classes below in a new process; use it in a `with`.
 
     Raises:
         UserError: from `ask`, when the other side fails.
@@ -95,6 +95,17 @@ class WritingTurns:
         seconds = time.perf_counter() - start
         assert written.shape == (rows, length)
         return seconds
+
+
+class MemoryTurns:
+    """What an update of a trainer needs, without running one."""
+
+    def __init__(self, contestant: str) -> None:
+        self._analyse = import_module(f"experiments.peers.{contestant}").bytes_of_update
+
+    def bytes_of_update(self, config: Config) -> tuple[int, int]:
+        """Bytes that stay from update to update, and bytes that an update needs beside them."""
+        return self._analyse(config)
 
 
 def random_batch(config: Config, seed: int) -> tuple[np.ndarray, np.ndarray]:

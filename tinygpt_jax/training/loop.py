@@ -24,7 +24,15 @@ from tinygpt_jax.training.checkpoint_files import Progress
 from tinygpt_jax.training.metrics import Display, NonFiniteError, TrainingLog
 from tinygpt_jax.training.optimizer import learning_rate_schedule, make_optimizer
 from tinygpt_jax.training.run_folder import RunFiles, check_folder, disk_errors, has_changed, sole_process
-from tinygpt_jax.training.step import TrainState, data_mesh, initial_state, make_train_step, put_batch, replicated
+from tinygpt_jax.training.step import (
+    TrainState,
+    data_mesh,
+    initial_state,
+    make_train_step,
+    memory_errors,
+    put_batch,
+    replicated,
+)
 
 SAMPLE_PROMPTS = ("Once upon a time", "")
 SAMPLING = Sampling(temperature=0.8)
@@ -37,13 +45,13 @@ def train(config: Config, workdir: Path) -> None:
 
     Raises:
         UsageError: the configuration cannot work, or is not that of the run to resume.
-        UserError: the data, the folder or the device is at fault, or the loss is not finite.
+        UserError: the data, the folder or the device is at fault, its memory is full, or the loss is not finite.
     """
     check_folder(workdir)
     corpus = prepare(config.data)
     config = _with_vocabulary(config, corpus)
     parts = _Parts(config, corpus)
-    with sole_process(workdir), disk_errors(workdir), _stop_signals() as stop:
+    with sole_process(workdir), disk_errors(workdir), memory_errors(config.training), _stop_signals() as stop:
         restored = _restore(parts, workdir)
         state, progress = restored or _begin(parts, workdir)
         if progress.step >= parts.total_steps:

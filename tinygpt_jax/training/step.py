@@ -1,6 +1,7 @@
 """One update: the state, the jitted training step, and how a batch lies on several devices."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import jax
@@ -11,7 +12,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from tinygpt_jax.config import TrainingConfig
 from tinygpt_jax.data.batches import Batch
-from tinygpt_jax.errors import UsageError
+from tinygpt_jax.errors import UsageError, UserError
 from tinygpt_jax.model import GPT
 
 # Random keys are folded from the seed and a purpose, so that no two purposes share numbers.
@@ -120,7 +121,16 @@ def make_train_step(
         return state, StepMetrics(loss, norm, applied)
 
     rows, whole = NamedSharding(mesh, PartitionSpec("data")), replicated(mesh)
-    return jax.jit(train_step, in_shardings=(whole, rows, whole), out_shardings=whole, donate_argnums=0)
+    return jax.jit(
+        train_step,
+        in_shardings=(whole, rows, whole),
+        out_shardings=whole,
+        donate_argnums=0,
+        # XLA for CPUs drops the barriers that rematerialisation rests on, and then computes nothing twice.
+        compiler_options={"xla_disable_hlo_passes": "cse_barrier_expander"}
+        if platform == "cpu" and model.remat
+        else {},
+    )
 
 
 def loss_chunks(model: GPT, rows: int, platform: str) -> int:
@@ -132,3 +142,26 @@ def loss_chunks(model: GPT, rows: int, platform: str) -> int:
     needed = 2 * rows * length * model.config.vocab_size * jnp.dtype(model.compute_dtype).itemsize
     limit = _LOGITS_BYTES.get(platform, _LOGITS_BYTES["gpu"])
     return next(n for n in range(1, length + 1) if length % n == 0 and (needed / n <= limit or n == length))
+
+
+@contextmanager
+def memory_errors(config: TrainingConfig) -> Iterator[None]:
+    """Turn running out of the device's memory into one line that says which setting to change.
+
+    Raises:
+        UserError: it did; nothing was saved since the last checkpoint.
+    """
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        rows = config.batch_size
+        pieces = next((n for n in range(2, rows + 1) if rows % n == 0 and n > config.gradient_accumulation), None)
+        advice = [
+            *(["--remat (about a third more work; a run can go on with it)"] if not config.remat else []),
+            *([f"--gradient-accumulation {pieces} (the same batch in smaller pieces)"] if pieces else []),
+            f"a --batch-size below {rows}" if rows > 1 else "a smaller model",
+        ]
+        reason = str(error).splitlines()[0].removeprefix("RESOURCE_EXHAUSTED: ")
+        raise UserError(f"the device's memory is full ({reason}): try {', then '.join(advice)}") from None
