@@ -27,8 +27,20 @@ from pathlib import Path
 from typing import Literal
 
 from experiments import cli
-from experiments.outcome import compare, outcome
-from experiments.victim import MOMENTS, SIGNALS, check_code, held, hit, is_finished, place, sleep, start, wait, wait_for
+from experiments.breaking.outcome import compare, outcome
+from experiments.breaking.victim import (
+    MOMENTS,
+    SIGNALS,
+    check_code,
+    held,
+    hit,
+    is_finished,
+    place,
+    sleep,
+    start,
+    wait,
+    wait_for,
+)
 from tinygpt_jax.errors import UserError
 from tinygpt_jax.training.checkpoint_files import checkpoints
 
@@ -54,7 +66,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         # Prepared stories, compiled programs and temporary files of their own.
         os.environ |= {"TINYGPT_CACHE": str(folder / "cache"), "TMPDIR": str(folder / "tmp")}
         if arguments.part == "corruption":
-            from experiments.corruption import corruption
+            from experiments.breaking.corruption import corruption
 
             corruption(folder, arguments.count, arguments.seed)
         else:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from tinygpt_jax import tokenizer
+from tinygpt_jax.checksums import own_checksum
 from tinygpt_jax.config import Config, ModelConfig, OptimizerConfig, TrainingConfig
 from tinygpt_jax.errors import UserError
 from tinygpt_jax.model import GPT
@@ -15,7 +16,6 @@ from tinygpt_jax.training.checkpoint_files import (
     FormatError,
     Progress,
     checkpoints,
-    manifest_checksum,
     saved_config,
     write_manifest,
 )
@@ -153,7 +153,7 @@ def test_a_failing_save_leaves_the_one_before(tmp_path, state, words, monkeypatc
 
 def forge(saved, document):
     """Write a manifest as a stranger can, or another version of the program: with a checksum that is right."""
-    document["sha256"] = manifest_checksum(document)
+    document["sha256"] = own_checksum(document)
     (saved.folder / "manifest.json").write_text(json.dumps(document))
 
 

@@ -16,10 +16,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tinygpt_jax.checksums import own_checksum
 from tinygpt_jax.config import DataConfig
 from tinygpt_jax.data import corpus as corpus_module
 from tinygpt_jax.data import grammar, integrity, shards, stories
-from tinygpt_jax.data.build import manifest_checksum
 from tinygpt_jax.data.corpus import prepare, prepare_for_evaluation
 from tinygpt_jax.data.integrity import CHECKED
 from tinygpt_jax.errors import UserError
@@ -287,7 +287,7 @@ def test_tokens_that_are_not_in_the_vocabulary(config):
     tokens.write_bytes(b"\xff" * tokens.stat().st_size)
     manifest = json.loads((folder / "manifest.json").read_text())
     manifest["files"]["train.tokens"]["sha256"] = hashlib.sha256(tokens.read_bytes()).hexdigest()
-    manifest["sha256"] = manifest_checksum(manifest)
+    manifest["sha256"] = own_checksum(manifest)
     (folder / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(UserError, match=r"train\.tokens does not belong to tokenizer\.json"):
         prepare(config)
@@ -419,6 +419,22 @@ def test_a_damaged_shard_is_made_again(config, small_pieces):
         shards.write_shard(piece, path, fix_encoding=False)
         damage()
         assert content(prepare(config, workers=1).folder) == expected
+
+
+def test_a_shard_with_a_flipped_bit_is_damaged_or_the_same(tmp_path):
+    """A traceback from a header that is none, or other tokens than were written."""
+    path = tmp_path / "000000.npz"
+    shards.write_shard(stories.Piece(0, None, TEXTS[:2]), path, fix_encoding=False)
+    tokens, info, whole = shards.read_tokens(path), shards.read_info(path), path.read_bytes()
+    chosen = random.Random(0).sample(range(8 * len(whole)), 2000)
+    for bit in chosen:
+        damaged = bytearray(whole)
+        damaged[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(damaged)
+        if shards.is_whole(path):
+            found = [shards.read_tokens(path), *shards.read_info(path)]
+            for a, b in zip(found, [tokens, *info], strict=True):
+                np.testing.assert_array_equal(a, b)
 
 
 def test_shards_that_a_kill_left_beside_a_finished_corpus_are_removed(config):

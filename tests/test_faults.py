@@ -13,9 +13,10 @@ from unittest import mock
 
 import pytest
 
-from experiments import corruption, train
-from experiments.outcome import compare, outcome
-from experiments.victim import TINY
+from experiments import train
+from experiments.breaking import corruption
+from experiments.breaking.outcome import compare, outcome
+from experiments.breaking.victim import TINY
 from tinygpt_jax.training import loop
 from tinygpt_jax.training.checkpoint_files import checkpoints
 

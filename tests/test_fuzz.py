@@ -16,17 +16,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tinygpt_jax import export, tokenizer
+from tinygpt_jax.checksums import own_checksum
 from tinygpt_jax.config import Config, ModelConfig
 from tinygpt_jax.data import corpus as corpus_module
 from tinygpt_jax.data import files, grammar, stories
-from tinygpt_jax.data.build import manifest_checksum
 from tinygpt_jax.data.corpus import Corpus, DataConfig, prepare
 from tinygpt_jax.data.files import BadRecord
 from tinygpt_jax.errors import UserError
 from tinygpt_jax.generation import encode_prompt
 from tinygpt_jax.run_record import read_record
 from tinygpt_jax.tokenizer import Tokenizer
-from tinygpt_jax.training import checkpoint_files
 from tinygpt_jax.training.checkpoint_files import Checkpoint, Progress
 from tinygpt_jax.training.run_folder import Mark, mark_of
 
@@ -127,7 +126,7 @@ def manifest(checkpoint):
 def signed(document):
     """With a checksum that is right: a stranger can make one."""
     is_object = isinstance(document, dict)
-    return document | {"sha256": checkpoint_files.manifest_checksum(document)} if is_object else document
+    return document | {"sha256": own_checksum(document)} if is_object else document
 
 
 @fuzz
@@ -177,7 +176,7 @@ def test_corpus_manifests(prepared, data):
     path = prepared.folder / "manifest.json"
     document = data.draw(mutated(prepared.manifest))
     if isinstance(document, dict) and data.draw(st.booleans()):
-        document["sha256"] = manifest_checksum(document)
+        document["sha256"] = own_checksum(document)
     whole = path.read_bytes()
     path.write_bytes(data.draw(st.just(json.dumps(document).encode()) | damaged(whole)))
     try:

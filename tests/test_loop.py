@@ -12,8 +12,9 @@ import jax
 import numpy as np
 import pytest
 
-from experiments import cli, victim
-from experiments.outcome import compare, outcome
+from experiments import cli
+from experiments.breaking import victim
+from experiments.breaking.outcome import compare, outcome
 from experiments.train import main
 from tinygpt_jax.training.checkpoint import open_run
 from tinygpt_jax.training.checkpoint_files import checkpoints

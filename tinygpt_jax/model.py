@@ -99,8 +99,8 @@ class GPT(nn.Module):
         capacity = cache[0][0].shape[2]
         columns = column + jnp.arange(tokens.shape[1])[None, :]
         x = self._embed(tokens, jnp.maximum(columns - start[:, None], 0))
-        keys = jnp.arange(capacity)[None, None, :]
-        mask = (keys <= columns[:, :, None]) & (keys >= start[:, None, None])
+        key_columns = jnp.arange(capacity)[None, None, :]
+        mask = (key_columns <= columns[:, :, None]) & (key_columns >= start[:, None, None])
         layers = []
         for block, layer in zip(self.blocks, cache, strict=True):
             x, layer = block(x, mask[:, None], None, layer, column)
@@ -190,9 +190,11 @@ class SelfAttention(nn.Module):
             F.split_heads(part, n_heads) for part in jnp.split(F.linear(x, qkv_weight, qkv_bias), 3, axis=-1)
         )
         if cache is not None:
-            key, value = cache = (_write(cache[0], key, column), _write(cache[1], value, column))
+            cache = (_write(cache[0], key, column), _write(cache[1], value, column))
+            key, value = cache
         mixed = causal_attention(query, key, value) if mask is None else F.attention(query, key, value, mask)
-        return F.linear(F.merge_heads(jnp.asarray(mixed)), out_weight, out_bias), cache
+        mixed = F.merge_heads(mixed)  # pyright: ignore[reportArgumentType]
+        return F.linear(mixed, out_weight, out_bias), cache
 
 
 class FeedForward(nn.Module):

@@ -11,6 +11,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from tinygpt_jax.checksums import own_checksum
 from tinygpt_jax.data.shards import ShardInfo, read_info, read_tokens, whole_file, write_shards
 from tinygpt_jax.data.stories import LeftOut, Piece, Source, cut
 from tinygpt_jax.errors import UserError
@@ -71,15 +72,9 @@ def build(folder: Path, source: Source, key: dict[str, Any], tokenizer: Tokenize
         **{name: _totals(infos, sides, side) for name, side in SPLITS.items()},
         "files": files,
     }
-    manifest["sha256"] = manifest_checksum(manifest)
+    manifest["sha256"] = own_checksum(manifest)
     with whole_file(folder / "manifest.json") as file:
         file.write((json.dumps(manifest, indent=1) + "\n").encode())
-
-
-def manifest_checksum(manifest: dict[str, Any]) -> str:
-    """sha256 of all that a manifest says, apart from its checksum."""
-    said = {name: value for name, value in manifest.items() if name != "sha256"}
-    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
 
 
 def _sides(infos: Sequence[ShardInfo], options: dict[str, Any]) -> tuple[list[np.ndarray], int]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from tinygpt_jax.atomic import write_atomically
-from tinygpt_jax.data.build import manifest_checksum
+from tinygpt_jax.checksums import own_checksum
 from tinygpt_jax.errors import UserError
 
 CHECKED = "checked"
@@ -32,7 +32,7 @@ def read_manifest(path: Path, files: set[str]) -> dict[str, Any]:
     if path.stat().st_size > _MAX_JSON_BYTES:
         raise damaged(path, f"has {path.stat().st_size:,} bytes, more than any corpus needs")
     manifest = json.loads(path.read_text(encoding="utf-8"))
-    if manifest["sha256"] != manifest_checksum(manifest):
+    if manifest["sha256"] != own_checksum(manifest):
         raise damaged(path, "does not have the content that was written")
     if set(manifest["files"]) != files:
         raise damaged(path, "does not name the files of a corpus")

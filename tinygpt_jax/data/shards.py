@@ -21,6 +21,7 @@ import subprocess
 import sys
 import threading
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
@@ -123,11 +124,13 @@ def read_tokens(path: Path) -> np.ndarray:
 
 
 def is_whole(path: Path) -> bool:
-    """Whether a shard is there and its checksums are right."""
+    """Whether a shard is there with all its arrays, and its checksums are right."""
+    expected = {f"{name}.npy" for name in ("tokens", *ShardInfo._fields)}
     try:
         with zipfile.ZipFile(path) as file:
-            return file.testzip() is None
-    except (OSError, zipfile.BadZipFile):
+            return set(file.namelist()) == expected and file.testzip() is None
+    # What zipfile and zlib say of a header that is none, of a method or flag that it would have, of a cut end.
+    except (OSError, zipfile.BadZipFile, zlib.error, RuntimeError, EOFError, ValueError):
         return False
 
 

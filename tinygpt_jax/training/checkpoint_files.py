@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tinygpt_jax.checksums import own_checksum
 from tinygpt_jax.config import Config
 from tinygpt_jax.errors import UserError
 from tinygpt_jax.tokenizer import Tokenizer
@@ -147,7 +148,7 @@ class Checkpoint:
         try:
             document = json.loads(text)
             version = document["format_version"]
-            if not _is_count(version) or version > 10**6 or document["sha256"] != manifest_checksum(document):
+            if not _is_count(version) or version > 10**6 or document["sha256"] != own_checksum(document):
                 raise UserError(f"{path} has changed since it was written")
             if version != FORMAT_VERSION:
                 raise FormatError(
@@ -191,15 +192,6 @@ def saved_config(workdir: Path) -> Config | None:
     return None
 
 
-def manifest_checksum(document: Mapping[str, Any]) -> str:
-    """sha256 of all that a manifest says, apart from its checksum.
-
-    Every format keeps it in this form, so that a later version is not taken for damage, nor damage for a later version.
-    """
-    said = {name: value for name, value in document.items() if name != "sha256"}
-    return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
-
-
 def write_manifest(folder: Path) -> None:
     """List every file of a checkpoint, and return when all of it is on the disk."""
     manifest = folder / "manifest.json"
@@ -208,7 +200,7 @@ def write_manifest(folder: Path) -> None:
         sync(path)
         files[path.relative_to(folder).as_posix()] = Mark(path.stat().st_size, _sha256(path))
     document = {"format_version": FORMAT_VERSION, "files": files}
-    document["sha256"] = manifest_checksum(document)
+    document["sha256"] = own_checksum(document)
     manifest.write_text(json.dumps(document, indent=1) + "\n")
     sync(manifest)
     for directory in [folder, *(path for path in folder.rglob("*") if path.is_dir())]:

@@ -18,8 +18,8 @@ from unittest import mock
 import jax
 
 from experiments import cli, evaluate, generate, train
-from experiments.outcome import outcome
-from experiments.victim import TINY
+from experiments.breaking.outcome import outcome
+from experiments.breaking.victim import TINY
 from tinygpt_jax.errors import UserError
 from tinygpt_jax.run_record import read_record
 from tinygpt_jax.training import checkpoint, loop
