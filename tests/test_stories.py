@@ -293,5 +293,5 @@ def test_a_hub_out_of_reach_is_one_line_in_time(tmp_path, answers):
         result = run_hub("roneneldan/TinyStories", tmp_path, HF_ENDPOINT=f"http://127.0.0.1:{port}")
     assert time.monotonic() - start < 30
     last = result.stderr.strip().splitlines()[-1]
-    assert last.startswith("tinygpt_jax.errors.UserError: http://127.0.0.1")
+    assert last.startswith("tinygpt_jax.errors.UnfinishedError: http://127.0.0.1")
     assert "--data builtin" in last and "file or folder" in last

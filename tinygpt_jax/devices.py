@@ -71,7 +71,7 @@ def use_device(choice: Device = "auto", deterministic: bool = False) -> None:
     if choice == "cpu":
         jax.config.update("jax_platforms", "cpu")
     if not getattr(jax.config, "jax_compilation_cache_dir", None):
-        jax.config.update("jax_compilation_cache_dir", str(cache_folder() / "compiled"))
+        jax.config.update("jax_compilation_cache_dir", str((cache_folder() / "compiled").absolute()))
     try:
         backend = jax.default_backend()
     except RuntimeError as error:
