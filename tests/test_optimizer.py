@@ -9,8 +9,11 @@ from tinygpt_jax.training.optimizer import decay_mask, learning_rate_schedule, m
 
 
 def test_updates_are_adamw_with_clipping():
-    """Two updates against Loshchilov & Hutter 2019, algorithm 2, and clipping by the global norm, in float64."""
-    config = OptimizerConfig(learning_rate=0.1, clip_norm=0.5, weight_decay=0.3)
+    """Two updates against Loshchilov & Hutter 2019, algorithm 2, and clipping by the global norm, in float64.
+
+    No setting has its default: one that is not used would show.
+    """
+    config = OptimizerConfig(0.1, beta1=0.8, beta2=0.95, epsilon=0.02, clip_norm=0.5, weight_decay=0.3)
     rng = np.random.default_rng(0)
     params = {"weight": rng.normal(size=(3, 4)), "bias": rng.normal(size=4)}
     optimizer = make_optimizer(config, 10)
@@ -26,9 +29,9 @@ def test_updates_are_adamw_with_clipping():
         assert norm > config.clip_norm
         for name, p in params.items():
             g = gradients[name] * config.clip_norm / norm
-            mean[name] = 0.9 * mean[name] + 0.1 * g
-            square[name] = 0.999 * square[name] + 0.001 * g**2
-            step = mean[name] / (1 - 0.9**t) / (np.sqrt(square[name] / (1 - 0.999**t)) + 1e-8)
+            mean[name] = 0.8 * mean[name] + 0.2 * g
+            square[name] = 0.95 * square[name] + 0.05 * g**2
+            step = mean[name] / (1 - 0.8**t) / (np.sqrt(square[name] / (1 - 0.95**t)) + 0.02)
             decay = 0.3 * p if name == "weight" else 0
             params[name] = p - 0.1 * (step + decay)
     for name in params:
