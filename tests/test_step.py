@@ -161,7 +161,10 @@ def test_other_failures_of_the_device_are_not_about_memory():
 
 
 def test_four_devices_equal_one():
-    """The same rows, losses and parameters whether one device or four share the batch, with dropout and pieces."""
+    """The same rows, losses and parameters whether one device or four share the batch, with dropout and pieces.
+
+    And each of them has a share: a mesh of one device would equal itself.
+    """
     results = {}
     for count in (1, 4):
         flags = f"--xla_force_host_platform_device_count={count}"
@@ -170,7 +173,7 @@ def test_four_devices_equal_one():
             [sys.executable, __file__], env=environment, capture_output=True, text=True, check=True, timeout=300
         ).stdout
         results[count] = json.loads(output)
-    assert results[4]["devices"] == 4
+    assert (results[1]["rows_each"], results[4]["rows_each"]) == ([8], [2, 2, 2, 2])
     np.testing.assert_allclose(results[1]["losses"], results[4]["losses"], rtol=1e-5)
     np.testing.assert_allclose(results[1]["sum"], results[4]["sum"], rtol=1e-4)
 
@@ -179,4 +182,6 @@ if __name__ == "__main__":
     config = dataclasses.replace(MODEL, dropout=0.3)
     values, final = losses_and_state(config, dataclasses.replace(TRAINING, gradient_accumulation=2))
     total = sum(float(jnp.sum(jnp.abs(x))) for x in jax.tree.leaves(final.params))
-    print(json.dumps({"devices": jax.device_count(), "losses": values, "sum": total}))
+    shares = put_batch(random_batch(0), data_mesh()).inputs.addressable_shards
+    rows_each = [share.data.shape[0] for share in shares]
+    print(json.dumps({"rows_each": rows_each, "losses": values, "sum": total}))
