@@ -22,7 +22,7 @@ from tinygpt_jax.data import corpus as corpus_module
 from tinygpt_jax.data import grammar, integrity, shards, stories
 from tinygpt_jax.data.corpus import prepare, prepare_for_evaluation
 from tinygpt_jax.data.integrity import CHECKED
-from tinygpt_jax.errors import UserError
+from tinygpt_jax.errors import UnfinishedError, UserError
 from tinygpt_jax.tokenizer import gpt2
 
 TEXTS = [text for text, _ in grammar.write_stories(300, seed=1)]
@@ -457,6 +457,28 @@ def test_a_killed_worker_is_one_line(config, small_pieces, monkeypatch):
     monkeypatch.setattr(shards, "_start_process", doomed)
     with pytest.raises(UserError, match="ended with -9"):
         prepare(config, workers=2)
+
+
+def test_what_is_finished_stays_when_work_is_interrupted_and_goes_when_the_stories_are_at_fault(
+    config, small_pieces, monkeypatch
+):
+    """Hours of a download thrown away with the error of a moment; half a corpus of a file that is none."""
+    real, count = shards.write_shard, iter(range(5))
+    error = UnfinishedError
+
+    def write_shard(*arguments):
+        if next(count, None) is None:
+            raise error("it stopped")
+        real(*arguments)
+
+    monkeypatch.setattr(shards, "write_shard", write_shard)
+    with pytest.raises(UnfinishedError):
+        prepare(config, workers=1)
+    assert len(list(Path(config.cache_dir).glob("*/shards/*"))) == 5
+    error = UserError
+    with pytest.raises(UserError):
+        prepare(config, workers=1)
+    assert not list(Path(config.cache_dir).iterdir())
 
 
 def test_a_source_that_changes_while_it_is_read(config, monkeypatch):

@@ -62,6 +62,14 @@ def test_a_preset_prepares_what_training_with_it_takes(source, capsys):
     assert folder not in capsys.readouterr().out
 
 
+def test_its_flags_reach_the_preparation(source, monkeypatch):
+    """A flag that is offered and does nothing."""
+    asked, real = {}, prepare.prepare
+    monkeypatch.setattr(prepare, "prepare", lambda data, **options: asked.update(options) or real(data, **options))
+    prepare.main(["--data", str(source), "--workers", "1", "--rebuild", "--verify"])
+    assert asked == {"workers": 1, "streaming": False, "rebuild": True, "verify": True}
+
+
 def run(*flags, **environment):
     command = [sys.executable, "-m", "experiments.prepare", *map(str, flags)]
     return subprocess.run(command, capture_output=True, text=True, env={**os.environ, **environment}, timeout=60)

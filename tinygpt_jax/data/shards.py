@@ -62,7 +62,8 @@ def write_shards(
 
     Raises:
         OSError: a shard cannot be written.
-        UserError: what reading the pieces raises, or a process was killed.
+        UserError: what reading the pieces raises.
+        UnfinishedError: a process was killed.
     """
     paths: list[Path] = []
 
