@@ -13,6 +13,7 @@ come with the extra `bench`: pip install 'tinygpt_jax[bench]'
 import datetime
 import importlib.util
 import json
+import os
 import statistics
 import sys
 import tempfile
@@ -30,7 +31,7 @@ from experiments.peers import OURS, TRAINERS, WRITERS, Contestant
 from experiments.peers.turns import MemoryTurns, TrainingTurns, Turns, WritingTurns
 from experiments.tables import Spread, Table, print_table, spread
 from tinygpt_jax.config import Config, ModelConfig, TrainingConfig
-from tinygpt_jax.devices import describe_devices
+from tinygpt_jax.devices import HUGE_PAGES, TUNABLES, describe_devices
 from tinygpt_jax.errors import UsageError
 
 Size = Literal["quickstart", "small", "small-gpt2", "tinystories"]
@@ -65,6 +66,7 @@ class Arguments:
     batch_size: int = 32  # rows per update
     rows: tuple[int, ...] = (1, 16, 64)  # texts written side by side
     peers: bool = True  # also other libraries, those that are installed
+    huge_pages_for_all: bool = False  # give other libraries the pages of 2 MiB that our commands ask for, too
     torch_compile: bool = False  # also PyTorch under torch.compile, which takes minutes to compile on a CPU
     json: bool = False  # print one JSON object and no tables
 
@@ -106,7 +108,7 @@ def measure_startup(config: Config, arguments: Arguments, caches: Path) -> Table
         table[contestant.name] = {}
         for cache in ("cold", "warm"):
             start = time.perf_counter()
-            with _trainer(contestant, config, caches) as turns:
+            with _trainer(contestant, config, arguments, caches) as turns:
                 turns.ask("seconds_per_update")
                 table[contestant.name][f"{cache}, s"] = time.perf_counter() - start
     return table
@@ -121,7 +123,7 @@ def measure_training(config: Config, arguments: Arguments, caches: Path) -> Tabl
     table: Table = {}
     with ExitStack() as stack:
         present = _present(TRAINERS, arguments)
-        turns = {c.name: stack.enter_context(_trainer(c, config, caches)) for c in present}
+        turns = {c.name: stack.enter_context(_trainer(c, config, arguments, caches)) for c in present}
         seconds: dict[str, list[float]] = {name: [] for name in turns}
         peaks: list[float] = []
         for name in turns:
@@ -148,7 +150,9 @@ def measure_decoding(config: Config, arguments: Arguments, caches: Path) -> Tabl
     with ExitStack() as stack:
         present = _present(WRITERS, arguments)
         turns = {
-            c.name: stack.enter_context(Turns(WritingTurns, c.file, config.model, environment=_environment(c, caches)))
+            c.name: stack.enter_context(
+                Turns(WritingTurns, c.file, config.model, environment=_environment(c, arguments, caches))
+            )
             for c in present
         }
         for rows in arguments.rows:
@@ -170,7 +174,7 @@ def measure_decoding(config: Config, arguments: Arguments, caches: Path) -> Tabl
 def measure_memory(config: Config, arguments: Arguments, caches: Path) -> Table:
     """Compile our update with each way to save memory: what is there all the time, and what comes and goes."""
     table: Table = {}
-    with Turns(MemoryTurns, OURS.file, environment=_environment(OURS, caches)) as turns:
+    with Turns(MemoryTurns, OURS.file, environment=_environment(OURS, arguments, caches)) as turns:
         for name, settings in SAVINGS.items():
             if arguments.batch_size % settings.get("gradient_accumulation", 1) == 0:
                 training = replace(config.training, **settings)
@@ -207,18 +211,22 @@ def _milliseconds(make_batch: Callable[[int], Any], batches: int = 50) -> float:
     return 1000 * (time.perf_counter() - start) / batches
 
 
-def _trainer(contestant: Contestant, config: Config, caches: Path) -> Turns:
-    environment = _environment(contestant, caches)
+def _trainer(contestant: Contestant, config: Config, arguments: Arguments, caches: Path) -> Turns:
+    environment = _environment(contestant, arguments, caches)
     return Turns(TrainingTurns, contestant.file, config, contestant.options, environment=environment)
 
 
-def _environment(contestant: Contestant, caches: Path) -> dict[str, str]:
+def _environment(contestant: Contestant, arguments: Arguments, caches: Path) -> dict[str, str]:
     cache = str(caches / contestant.name)
-    return {
+    environment = {
         "JAX_COMPILATION_CACHE_DIR": cache,
         "TORCHINDUCTOR_CACHE_DIR": cache,
         "XLA_PYTHON_CLIENT_PREALLOCATE": "false",  # several processes share a GPU's memory
     }
+    # Our commands ask Linux for large pages; the others run as their users would start them.
+    if contestant is not OURS and not arguments.huge_pages_for_all and os.environ.get(TUNABLES) == HUGE_PAGES:
+        environment[TUNABLES] = ""
+    return environment
 
 
 def _present(contestants: Sequence[Contestant], arguments: Arguments) -> list[Contestant]:

@@ -31,6 +31,8 @@ _PEAK_FLOPS = {
 
 # Whether Linux gives programs large pages: always, where they ask for them (madvise), or never.
 _HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+# What glibc reads when a process starts, and how it then asks for them.
+TUNABLES, HUGE_PAGES = "GLIBC_TUNABLES", "glibc.malloc.hugetlb=1"
 
 
 def restart_with_huge_pages() -> None:
@@ -39,8 +41,8 @@ def restart_with_huge_pages() -> None:
     Each update on a CPU takes its working memory anew, and getting it in pages of 4 KiB takes a fifth of the
     quickstart's time. glibc reads the setting when a process starts; others than glibc ignore it.
     """
-    if "GLIBC_TUNABLES" not in os.environ and _HUGE_PAGES.is_file() and "[madvise]" in _HUGE_PAGES.read_text():
-        os.environ["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=1"
+    if TUNABLES not in os.environ and _HUGE_PAGES.is_file() and "[madvise]" in _HUGE_PAGES.read_text():
+        os.environ[TUNABLES] = HUGE_PAGES
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 

@@ -11,17 +11,52 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float, Int, Key
+from jaxtyping import Array, Bool, DTypeLike, Float, Int, Key
 
 
 def linear(
     x: Float[Array, "*batch i"], weight: Float[Array, "i o"], bias: Float[Array, " o"] | None = None
 ) -> Float[Array, "*batch o"]:
     """x W + b, applied to the last axis."""
-    # As one matrix of rows: the weight's gradient is then one plain product, for which XLA copies nothing around.
-    y = jnp.matmul(x.reshape(-1, x.shape[-1]), weight.astype(x.dtype))
+    y = _matrix_product(x.reshape(-1, x.shape[-1]), weight.astype(x.dtype))
     y = y if bias is None else y + _spread(bias, y)
     return y.reshape(*x.shape[:-1], weight.shape[-1])
+
+
+@jax.custom_vjp
+def _matrix_product(rows, weight):
+    """rows @ weight. The gradient is the one that autodiff gives, with a say in how a CPU computes it."""
+    return rows @ weight
+
+
+def _matrix_product_forward(rows, weight):
+    return rows @ weight, (rows, weight)
+
+
+def _matrix_product_backward(residuals, gradient):
+    rows, weight = residuals
+    return gradient @ weight.T, product_over_rows(rows, gradient)
+
+
+_matrix_product.defvjp(_matrix_product_forward, _matrix_product_backward)
+
+
+def product_over_rows(
+    a: Float[Array, "r i"], b: Float[Array, "r o"], dtype: DTypeLike | None = None
+) -> Float[Array, "i o"]:
+    """a.T @ b: what all rows together say about a weight. The result has `dtype`, or that of the arguments."""
+
+    def product(a, b):
+        return jnp.einsum("ri,ro->io", a, b, preferred_element_type=dtype)
+
+    def product_on_cpu(a, b):
+        # Half again as fast with the narrower matrix on the left, laid out in the order in which it is read. The
+        # barriers keep XLA from taking these transpositions out again.
+        if a.shape[1] > b.shape[1]:
+            return jax.lax.optimization_barrier(product_on_cpu(b, a)).T
+        return jnp.matmul(jax.lax.optimization_barrier(a.T), b, preferred_element_type=dtype)
+
+    return jax.lax.platform_dependent(a, b, cpu=product_on_cpu, default=product)
 
 
 def layer_norm(

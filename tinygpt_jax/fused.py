@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from tinygpt_jax.functional import product_over_rows
+
 
 def head_cross_entropy(
     hidden: Float[Array, "b t d"],
@@ -62,9 +64,8 @@ def _head_loss_forward(hidden, head, targets, weights, chunks, vocab_size):
         is_target = _vocabulary_index(probabilities) == target_chunk[..., None]
         logits_gradient = ((probabilities - is_target) * weight_chunk[..., None]).astype(hidden.dtype)
         hidden_gradient = jnp.einsum("btv,vd->btd", logits_gradient, head_cast)
-        # As one matrix of rows, for which XLA copies nothing around.
         logits_rows, hidden_rows = (x.reshape(-1, x.shape[-1]) for x in (logits_gradient, hidden_chunk))
-        head_gradient += jnp.einsum("rv,rd->vd", logits_rows, hidden_rows, preferred_element_type=jnp.float32)
+        head_gradient += product_over_rows(logits_rows, hidden_rows, jnp.float32)
         return head_gradient, (jnp.sum(losses * weight_chunk), hidden_gradient)
 
     start = jnp.zeros(head.shape, jnp.float32)

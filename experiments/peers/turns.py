@@ -3,6 +3,8 @@
 import os
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
@@ -28,9 +30,10 @@ class Turns:
         context = get_context("spawn")
         self._contestant = contestant
         self._connection, other_end = context.Pipe()
-        job = (other_end, environment, kind, (contestant, *arguments))
+        job = (other_end, kind, (contestant, *arguments))
         self._process = context.Process(target=_serve, args=job, daemon=True)
-        self._process.start()
+        with _environment(environment):
+            self._process.start()
         other_end.close()
 
     def ask(self, method: str, *arguments: Any) -> Any:
@@ -60,10 +63,17 @@ class TrainingTurns:
     def __init__(self, contestant: str, config: Config, options: dict[str, Any]) -> None:
         self._trainer = import_module(f"experiments.peers.{contestant}").Trainer(config, **options)
         self._batches = [random_batch(config, seed) for seed in range(8)]
-        self._updates = 1
+        self._updates = 0  # in a turn
 
     def seconds_per_update(self) -> float:
-        """Take a turn. The first compiles; the second sets how long the others are."""
+        """Take a turn. The first is the first update, which compiles; the second sets how long the others are.
+
+        The others begin with an update that is not timed, since a virtual machine may have given the memory that this
+        process does not hold between updates to its host while others had their turn: getting it back takes a second.
+        """
+        if self._updates:
+            self._trainer.train(self._batches[:1])
+        self._updates = self._updates or 1
         batches = [self._batches[i % len(self._batches)] for i in range(self._updates)]
         start = time.perf_counter()
         self._trainer.train(batches)
@@ -117,9 +127,20 @@ def random_batch(config: Config, seed: int) -> tuple[np.ndarray, np.ndarray]:
     return np.ascontiguousarray(rows[:, :-1]), np.ascontiguousarray(rows[:, 1:])
 
 
-def _serve(connection: Connection, environment: dict[str, str], kind: type, arguments: tuple) -> None:
+@contextmanager
+def _environment(variables: dict[str, str]) -> Iterator[None]:
+    """What a process that starts here inherits: some of it is read before its first line of Python."""
+    before = dict(os.environ)
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+def _serve(connection: Connection, kind: type, arguments: tuple) -> None:
     """Answer until the other end is closed."""
-    os.environ.update(environment)
     sys.stdout = sys.stderr  # standard output is for the table
     turns = None
     while True:
