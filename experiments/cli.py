@@ -54,7 +54,8 @@ def run(main: Callable[[], None]) -> None:
     if main.__module__ == "__main__":  # not where another program, a test for example, calls a command
         restart_with_huge_pages()
     # A terminal that cannot show a story's characters, or a folder's name, is no reason to stop.
-    sys.stdout.reconfigure(errors="replace")  # pyright: ignore[reportAttributeAccessIssue]
+    if sys.stdout is not None:  # closed by who started us
+        sys.stdout.reconfigure(errors="replace")  # pyright: ignore[reportAttributeAccessIssue]
     try:
         main()
     except UserError as error:

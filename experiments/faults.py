@@ -41,7 +41,7 @@ from experiments.breaking.victim import (
     wait,
     wait_for,
 )
-from tinygpt_jax.errors import UserError
+from tinygpt_jax.errors import UsageError, UserError
 from tinygpt_jax.training.checkpoint_files import checkpoints
 
 
@@ -59,6 +59,8 @@ class Arguments:
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse the flags and inject faults of one kind."""
     arguments = cli.parse(Arguments, argv)
+    if arguments.count < 1 or arguments.minutes <= 0:
+        raise UsageError(f"--count {arguments.count}, --minutes {arguments.minutes}: must be above 0")
     begun = time.monotonic()
     with tempfile.TemporaryDirectory() as temporary:
         folder = (arguments.folder or Path(temporary)).absolute()

@@ -3,7 +3,6 @@
 import dataclasses
 import json
 import sys
-import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Literal
 from experiments import cli
 from tinygpt_jax.devices import Device, use_device
 from tinygpt_jax.sampling import Sampling
+from tinygpt_jax.terminal import harmless
 
 
 @dataclass(frozen=True)
@@ -62,11 +62,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     else:
         stories = "\n\n---\n\n".join(prompt + sample.text for sample in samples)
         print(harmless(stories) if sys.stdout.isatty() else stories)
-
-
-def harmless(text: str) -> str:
-    """Text without what a terminal would take for a command, such as ESC."""
-    return "".join(letter if letter in "\n\t" or unicodedata.category(letter) != "Cc" else "\ufffd" for letter in text)
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ from tinygpt_jax.config import Config, DataConfig
 from tinygpt_jax.data.batches import Batch, Rows
 from tinygpt_jax.data.corpus import Corpus, prepare
 from tinygpt_jax.errors import UsageError
+from tinygpt_jax.terminal import harmless
 
 
 @dataclass(frozen=True)
@@ -129,7 +130,7 @@ def _tokens(corpus: Corpus, ids: np.ndarray) -> str:
     """Tokens with a bar between them; padding, which is end-of-text again and again, as one."""
     tokens = []
     for token, run in itertools.groupby(ids):
-        text, times = corpus.tokenizer.decode([int(token)]).replace("\n", "\\n"), len(list(run))
+        text, times = harmless(corpus.tokenizer.decode([int(token)])).replace("\n", "\\n"), len(list(run))
         if token == corpus.tokenizer.end_of_text:
             tokens.append("<|endoftext|>" if times == 1 else f"<|endoftext|> x {times}")
         else:

@@ -10,15 +10,20 @@ import math
 import sys
 from pathlib import Path
 
-import torch
-import torch.nn.functional as F
-from safetensors.torch import load_file
+try:
+    import torch
+    import torch.nn.functional as F
+    from safetensors.torch import load_file
+except ModuleNotFoundError as error:
+    sys.exit(f"error: this script needs {error.name}: pip install torch safetensors")
 
 Parameters = dict[str, torch.Tensor]
 
 
 def main() -> None:
     """Read the folder and the tokens from the command line, and print the five most probable next tokens."""
+    if len(sys.argv) < 3 or not all(word.isdecimal() for word in sys.argv[2:]):
+        sys.exit("usage: python experiments/pytorch_reference.py FOLDER TOKEN [TOKEN ...]")
     folder, *tokens = sys.argv[1:]
     parameters, config = load(Path(folder))
     logits = forward(parameters, config, torch.tensor([[int(token) for token in tokens]]))

@@ -9,11 +9,12 @@ import unicodedata
 import numpy as np
 import pytest
 
-from experiments import evaluate, generate
+from experiments import cli, evaluate, generate
 from tinygpt_jax.config import Config, DataConfig, ModelConfig, OptimizerConfig
 from tinygpt_jax.data.corpus import prepare
 from tinygpt_jax.errors import UsageError, UserError
 from tinygpt_jax.model import GPT
+from tinygpt_jax.terminal import harmless
 from tinygpt_jax.tokenizer import compact
 from tinygpt_jax.training.checkpoint import save
 from tinygpt_jax.training.checkpoint_files import Progress
@@ -145,7 +146,7 @@ def test_generate_streams_to_a_terminal(call, run, monkeypatch):
     whole, terminal = call(generate, *flags), Terminal()
     monkeypatch.setattr(sys, "stdout", terminal)
     generate.main(["--workdir", str(run), *flags])
-    assert "".join(terminal.pieces) == generate.harmless(whole)
+    assert "".join(terminal.pieces) == harmless(whole)
     assert len(terminal.pieces) > 3
 
 
@@ -172,6 +173,20 @@ def test_generate_survives_a_prompt_that_is_not_text(call):
 
 
 def test_commands_refuse_bad_numbers(call):
-    for flags in (["--temperature", "-1"], ["--top-p", "0"], ["--num-samples", "0"], ["--max-new-tokens", "0"]):
+    for flags in (
+        ["--temperature", "-1"],
+        ["--top-p", "0"],
+        ["--num-samples", "0"],
+        ["--num-samples", "100000000"],
+        ["--max-new-tokens", "0"],
+        ["--max-new-tokens", "3000000000"],
+    ):
         with pytest.raises(UsageError, match=flags[0][2:].replace("-", "_")):
             call(generate, *flags)
+
+
+def test_a_closed_standard_output_is_no_reason_to_stop(monkeypatch):
+    monkeypatch.setattr(sys, "stdout", None)
+    called = []
+    cli.run(lambda: called.append(print("nobody reads this")))
+    assert called

@@ -2,6 +2,8 @@
 
 import itertools
 import json
+import os
+import shutil
 import struct
 import sys
 
@@ -119,6 +121,15 @@ def refused(exported, tmp_path, message):
         import_model.main(["--model", str(exported), "--workdir", str(tmp_path / "again")])
     assert "\n" not in str(caught.value)
     assert not checkpoints(tmp_path / "again")
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "model.safetensors"])
+def test_a_pipe_is_no_file(exported, tmp_path, name):
+    """Reading one would wait for ever."""
+    copy = shutil.copytree(exported, tmp_path / "with a pipe")
+    (copy / name).unlink()
+    os.mkfifo(copy / name)
+    refused(copy, tmp_path, f"{name} is not a file")
 
 
 def test_an_existing_folder_is_left_alone(run, exported, tmp_path):

@@ -98,6 +98,15 @@ def test_a_finished_run_draws_the_report_that_is_missing(whole_run, tmp_path):
     assert (workdir / "report.html").stat().st_size > 10_000
 
 
+def test_a_run_without_its_checkpoints_is_not_written_over(whole_run, tmp_path, refused):
+    workdir = shutil.copytree(whole_run[0], tmp_path / "run")
+    shutil.rmtree(workdir / "checkpoints")
+    before = {name: (workdir / f"{name}.jsonl").read_bytes() for name in ("metrics", "samples", "timings")}
+    code, error = refused(workdir, *TINY)
+    assert code == 1 and "none of its checkpoints: put them back" in error
+    assert before == {name: (workdir / f"{name}.jsonl").read_bytes() for name in before}
+
+
 def test_resuming_on_other_stories_is_refused(whole_run, tmp_path, refused):
     """The same vocabulary and settings, and another text under the same name."""
     source = tmp_path / "stories.txt"

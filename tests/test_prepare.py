@@ -53,6 +53,13 @@ def test_show_prints_rows_as_the_model_sees_them(source, tmp_path, capsys):
     assert {path.name for path in (tmp_path / "p").iterdir()} == PICTURES
 
 
+def test_show_prints_no_commands_to_the_terminal(source, capsys):
+    source.write_text("".join(json.dumps({"text": f"A \x1b[2J ball \x07 {i}."}) + "\n" for i in range(40)))
+    prepare.main(["--data", str(source), "--show", "1", "--context-length", "16"])
+    out = capsys.readouterr().out
+    assert out.count("\ufffd") >= 4 and not {"\x1b", "\x07"} & set(out)
+
+
 def test_a_preset_prepares_what_training_with_it_takes(source, capsys):
     """Minutes of work on a corpus that is then prepared again, with another vocabulary."""
     prepare.main(["--data", str(source), "--preset", "laptop"])

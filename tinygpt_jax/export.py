@@ -9,9 +9,9 @@
 
 import dataclasses
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -29,6 +29,8 @@ from tinygpt_jax.training.checkpoint_files import Progress, checkpoints
 from tinygpt_jax.training.optimizer import make_optimizer
 from tinygpt_jax.training.run_folder import check_folder, disk_errors, sole_process
 from tinygpt_jax.training.step import TrainState
+
+Parsed = TypeVar("Parsed")
 
 PARAMETERS, CONFIG, VOCABULARY = "model.safetensors", "config.json", "tokenizer.json"
 _MAX_HEADER_BYTES = 2**20  # a thousand layers need half of it
@@ -67,8 +69,8 @@ def import_model(folder: Path, workdir: Path) -> None:
         UserError: the folder is not one that `export_model` writes, or `workdir` holds a run.
     """
     check_folder(workdir)
-    config = Config.from_json(_read_text(folder / CONFIG))
-    tokenizer = Tokenizer.from_json(_read_text(folder / VOCABULARY))
+    config = _parsed(Config.from_json, folder / CONFIG)
+    tokenizer = _parsed(Tokenizer.from_json, folder / VOCABULARY)
     if tokenizer.vocab_size != config.model.vocab_size:
         raise UserError(
             f"{folder / VOCABULARY} has {tokenizer.vocab_size} tokens, the model of {CONFIG} {config.model.vocab_size}"
@@ -108,6 +110,8 @@ def read_parameters(path: Path, config: ModelConfig) -> Any:
 
 def _check_header_size(path: Path) -> None:
     """The first 8 bytes of the format say how long the header is that has to be parsed."""
+    if path.exists() and not path.is_file():  # a pipe, say, that would let us wait for ever
+        raise UserError(f"{path} is not a file")
     try:
         with path.open("rb") as file:
             size = int.from_bytes(file.read(8), "little")
@@ -155,8 +159,18 @@ def _portable(config: Config) -> Config:
     return dataclasses.replace(config, data=dataclasses.replace(config.data, source=source, cache_dir=None))
 
 
+def _parsed(parse: Callable[[str], Parsed], path: Path) -> Parsed:
+    text = _read_text(path)
+    try:
+        return parse(text)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
+
+
 def _read_text(path: Path) -> str:
     try:
+        if path.exists() and not path.is_file():
+            raise UserError(f"{path} is not a file")
         if path.stat().st_size > _MAX_JSON_BYTES:
             raise UserError(f"{path} has {path.stat().st_size:,} bytes, more than any model's")
         return path.read_text(encoding="utf-8")

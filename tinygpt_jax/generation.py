@@ -24,6 +24,8 @@ from tinygpt_jax.tokenizer import Tokenizer
 _MAX_ROWS = 64  # samples decoded side by side; more are done in turns, which bounds the memory of the caches
 _STREAM_STRIDE = 4  # tokens fetched at a time when streaming: smooth to the eye, and a fetch is rare enough
 
+_MOST = 1_000_000  # tokens of a text, and texts; numbers beyond are slips
+
 
 @dataclass(frozen=True)
 class Sample:
@@ -64,7 +66,7 @@ def generate(
         UserError: the tokenizer is another model's.
     """
     _check(model, tokenizer, max_new_tokens, seed)
-    _require(num_samples >= 1, "num_samples", num_samples, "must be at least 1")
+    _require(1 <= num_samples <= _MOST, "num_samples", num_samples, f"must be between 1 and {_MOST}")
     end_of_text = tokenizer.end_of_text
     encoded = [encode_prompt(tokenizer, prompt, model.config.context_length) for prompt in prompts]
     rows = [(window, number) for window, _ in encoded for number in range(num_samples)]
@@ -159,7 +161,7 @@ def _before_end(tokens: list[int], end_of_text: int) -> list[int]:
 
 
 def _check(model: GPT, tokenizer: Tokenizer, max_new_tokens: int, seed: int) -> None:
-    _require(max_new_tokens >= 1, "max_new_tokens", max_new_tokens, "must be at least 1")
+    _require(1 <= max_new_tokens <= _MOST, "max_new_tokens", max_new_tokens, f"must be between 1 and {_MOST}")
     _require(0 <= seed < 2**31, "seed", seed, "must be between 0 and 2147483647")
     if tokenizer.vocab_size != model.config.vocab_size:
         raise UserError(

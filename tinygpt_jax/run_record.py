@@ -188,8 +188,10 @@ def _read_text(record: RunRecord, path: Path) -> str | None:
     try:
         if path.stat().st_size > _MAX_BYTES:
             record.problems.append(f"{path.name} is larger than {_MAX_BYTES >> 20} MiB: left out")
-            return None
-        return path.read_text(encoding="utf-8", errors="replace")
+        elif not path.is_file():
+            record.problems.append(f"{path.name} is not a file")
+        else:
+            return path.read_text(encoding="utf-8", errors="replace")
     except FileNotFoundError:
         record.problems.append(f"{path.name} is not there")
     except OSError as error:

@@ -67,7 +67,7 @@ def open_run(workdir: Path, which: Literal["best", "last"] = "best") -> Run:
             model = GPT(config.model, compute_dtype=resolve_dtype(config.training.compute_dtype))
             params = _restore(saved, "params", abstract_params(config.model))
             return Run(config, saved.tokenizer(), params, saved.step, model, saved.progress().corpus)
-    raise UserError(f"{workdir} has no intact checkpoint")
+    raise UserError(f"{workdir} has no intact checkpoint: restore the folder from a copy, or train anew")
 
 
 def newest_intact(workdir: Path) -> Checkpoint | None:

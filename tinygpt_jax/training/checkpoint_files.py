@@ -228,6 +228,8 @@ def _sha256(path: Path) -> str:
 def _read_text(path: Path) -> str:
     try:
         size = path.stat().st_size
+        if not path.is_file():
+            raise UserError(f"{path} is not a file")
         if size > _MAX_JSON_BYTES:
             raise UserError(f"{path} is {size} bytes long, more than any run writes")
         return path.read_text(encoding="utf-8")

@@ -19,11 +19,19 @@ from tinygpt_jax.generation import Sampling, generate
 from tinygpt_jax.model import GPT
 from tinygpt_jax.report import write_report
 from tinygpt_jax.summary import write_summary
+from tinygpt_jax.terminal import harmless
 from tinygpt_jax.training import checkpoint
 from tinygpt_jax.training.checkpoint_files import Progress
 from tinygpt_jax.training.metrics import Display, NonFiniteError, TrainingLog
 from tinygpt_jax.training.optimizer import learning_rate_schedule, make_optimizer
-from tinygpt_jax.training.run_folder import RunFiles, check_folder, disk_errors, has_changed, sole_process
+from tinygpt_jax.training.run_folder import (
+    RunFiles,
+    check_folder,
+    check_history,
+    disk_errors,
+    has_changed,
+    sole_process,
+)
 from tinygpt_jax.training.step import (
     TrainState,
     data_mesh,
@@ -53,6 +61,8 @@ def train(config: Config, workdir: Path) -> None:
     parts = _Parts(config, corpus)
     with sole_process(workdir), disk_errors(workdir), memory_errors(config.training), _stop_signals() as stop:
         restored = _restore(parts, workdir)
+        if restored is None:
+            check_history(workdir)
         state, progress = restored or _begin(parts, workdir)
         if progress.step >= parts.total_steps:
             print(f"{workdir} is finished: {progress.step:,} steps are done. To go on: --steps {2 * progress.step}")
@@ -151,7 +161,7 @@ class _Loop:
             self.files.write("samples.jsonl", {"step": self.step, "prompt": prompt, "text": prompt + story.text})
         self.display.note(
             f"step {self.step:,}: validation loss {result.loss:.4f}, perplexity {result.perplexity:,.2f}\n"
-            f"    {' '.join((SAMPLE_PROMPTS[0] + stories[0].text).split())}"
+            f"    {harmless(' '.join((SAMPLE_PROMPTS[0] + stories[0].text).split()))}"
         )
         self.display.forget_time()
         return result.loss

@@ -61,6 +61,20 @@ def check_folder(workdir: Path) -> None:
         raise UserError(f"--workdir {workdir}: no permission to write to {existing}; choose another folder")
 
 
+def check_history(workdir: Path) -> None:
+    """Raise UserError if metrics tell of checkpoints, where there is none: a fresh run would write over them.
+
+    A checkpoint follows each evaluation, so a run that was killed before its first one has no line after that.
+    """
+    path = workdir / "metrics.jsonl"
+    lines = path.read_bytes().split(b"\n")[:-1] if path.is_file() else []
+    if any(b'"validation_loss"' in line for line in lines[:-1]):
+        raise UserError(
+            f"{workdir} has the metrics of a run and none of its checkpoints: put them back, remove {path} to train "
+            "anew, or choose another --workdir"
+        )
+
+
 @contextmanager
 def sole_process(workdir: Path) -> Iterator[None]:
     """Hold the folder's lock. The system lets go of it when the process ends in whatever way, so it cannot go stale.
