@@ -69,8 +69,8 @@ def run(main: Callable[[], None]) -> None:
         sys.exit(1)
     except KeyboardInterrupt:
         # At once: threads of a library that was saving would go on, and complain at length that Python has ended.
-        with contextlib.suppress(OSError):
-            sys.stdout.flush()
+        with contextlib.suppress(OSError, AttributeError):  # closed, or never open
+            sys.stdout.flush()  # pyright: ignore[reportOptionalMemberAccess]
         os._exit(130)
 
 
