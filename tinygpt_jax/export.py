@@ -69,6 +69,9 @@ def import_model(folder: Path, workdir: Path) -> None:
         UserError: the folder is not one that `export_model` writes, or `workdir` holds a run.
     """
     check_folder(workdir)
+    for name in (PARAMETERS, CONFIG, VOCABULARY):
+        if (folder / name).exists() and not (folder / name).is_file():  # a pipe, say, that we would wait for for ever
+            raise UserError(f"{folder / name} is not a file")
     config = _parsed(Config.from_json, folder / CONFIG)
     tokenizer = _parsed(Tokenizer.from_json, folder / VOCABULARY)
     if tokenizer.vocab_size != config.model.vocab_size:
@@ -110,8 +113,6 @@ def read_parameters(path: Path, config: ModelConfig) -> Any:
 
 def _check_header_size(path: Path) -> None:
     """The first 8 bytes of the format say how long the header is that has to be parsed."""
-    if path.exists() and not path.is_file():  # a pipe, say, that would let us wait for ever
-        raise UserError(f"{path} is not a file")
     try:
         with path.open("rb") as file:
             size = int.from_bytes(file.read(8), "little")
@@ -169,8 +170,6 @@ def _parsed(parse: Callable[[str], Parsed], path: Path) -> Parsed:
 
 def _read_text(path: Path) -> str:
     try:
-        if path.exists() and not path.is_file():
-            raise UserError(f"{path} is not a file")
         if path.stat().st_size > _MAX_JSON_BYTES:
             raise UserError(f"{path} has {path.stat().st_size:,} bytes, more than any model's")
         return path.read_text(encoding="utf-8")

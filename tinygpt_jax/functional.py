@@ -50,8 +50,8 @@ def product_over_rows(
         return jnp.einsum("ri,ro->io", a, b, preferred_element_type=dtype)
 
     def product_on_cpu(a, b):
-        # Half again as fast with the narrower matrix on the left, laid out in the order in which it is read. The
-        # barriers keep XLA from taking these transpositions out again.
+        # A tenth to a half faster with the narrower matrix on the left, laid out in the order in which it is read.
+        # The barriers keep XLA from taking these transpositions out again.
         if a.shape[1] > b.shape[1]:
             return jax.lax.optimization_barrier(product_on_cpu(b, a)).T
         return jnp.matmul(jax.lax.optimization_barrier(a.T), b, preferred_element_type=dtype)

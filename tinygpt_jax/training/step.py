@@ -19,7 +19,7 @@ from tinygpt_jax.model import GPT
 _INIT, _DROPOUT = 0, 1
 
 # Logits of one update, with their gradient, may take this much memory of a device before they are cut in pieces. On a
-# CPU pieces of this size are faster than the whole, because Linux clears all memory that an update takes.
+# CPU pieces of this size are at least as fast as the whole (docs/speed.md).
 _LOGITS_BYTES = {"cpu": 2**29, "gpu": 2**33}
 
 
