@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         for name, double in (("cross-entropy", False), ("softmax applied twice", True))
     }
 
-    from tinygpt_jax.plots import comparison_curves
+    from tinygpt_jax.report.plots import comparison_curves
 
     vocab_size = ModelConfig().vocab_size
     comparison_curves(curves, floor=floor(vocab_size), uniform=vocab_size, path=arguments.output)

@@ -10,7 +10,7 @@ from typing import Literal
 
 from experiments import cli
 from tinygpt_jax.devices import Device, use_device
-from tinygpt_jax.sampling import Sampling
+from tinygpt_jax.generation.sampling import Sampling
 from tinygpt_jax.terminal import harmless
 
 

@@ -101,10 +101,11 @@ def show_row(row: Batch, corpus: Corpus) -> str:
 
 def draw(corpus: Corpus, arguments: Arguments) -> None:
     """The pictures of a corpus."""
-    from tinygpt_jax import plots
+    from tinygpt_jax.report import plots
+    from tinygpt_jax.runs.corpus_summary import length_histogram
 
     folder, context_length = arguments.pictures or corpus.folder, arguments.context_length
-    histogram = plots.length_histogram(np.diff(corpus.train.offsets), context_length)
+    histogram = length_histogram(np.diff(corpus.train.offsets), context_length)
     titles = {
         "word_cloud.png": plots.word_cloud(words(corpus), folder / "word_cloud.png"),
         "story_lengths.png": plots.story_lengths(

@@ -20,7 +20,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = cli.parse(Arguments, argv)
 
     from tinygpt_jax.report import write_report
-    from tinygpt_jax.run_record import read_record
+    from tinygpt_jax.runs.record import read_record
 
     for problem in read_record(arguments.workdir).problems:
         print(f"warning: {problem}", file=sys.stderr)

@@ -8,7 +8,7 @@ from pathlib import Path
 from experiments import cli, presets
 from tinygpt_jax.config import Config, ModelConfig
 from tinygpt_jax.devices import Device, has_accelerator, use_device
-from tinygpt_jax.training.checkpoint_files import saved_config
+from tinygpt_jax.runs.checkpoint_files import saved_config
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,11 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     from tinygpt_jax.training.loop import train
 
-    train(arguments.config, arguments.workdir)
+    if train(arguments.config, arguments.workdir):
+        from tinygpt_jax.report import write_report
+
+        # Also of a run that was finished already: it may have been killed after its last checkpoint and before this.
+        print(f"Finished. The run as a page: {write_report(arguments.workdir)}")
 
 
 def _starting_point(start: Start) -> tuple[Config, str]:

@@ -10,10 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments import benchmark
-from experiments.peers import OURS, TRAINERS, WRITERS
-from experiments.peers.turns import random_batch
-from experiments.tables import print_table, spread
+from experiments.measuring import benchmark
+from experiments.measuring.peers import OURS, TRAINERS, WRITERS
+from experiments.measuring.peers.turns import random_batch
+from experiments.measuring.tables import print_table, spread
 from tinygpt_jax.config import Config, ModelConfig, OptimizerConfig, TrainingConfig
 from tinygpt_jax.errors import UsageError
 from tinygpt_jax.model import GPT, abstract_params
@@ -43,7 +43,7 @@ def contestants(all_of_them):
 
 
 def part(contestant, name):
-    return getattr(import_module(f"experiments.peers.{contestant.file}"), name)
+    return getattr(import_module(f"experiments.measuring.peers.{contestant.file}"), name)
 
 
 @pytest.mark.parametrize("contestant", contestants(TRAINERS))
@@ -72,7 +72,7 @@ def test_writers_write_what_their_model_finds_likeliest(contestant):
 
 def test_the_tutorial_way_and_ours_are_one_model():
     """Flax's own layers with our parameters in them: the same logits, so both are timed on the same arithmetic."""
-    tutorial = import_module("experiments.peers.flax_layers").Transformer(TINY)
+    tutorial = import_module("experiments.measuring.peers.flax_layers").Transformer(TINY)
     tokens = jnp.arange(12).reshape(2, 6)
     ours = GPT(TINY).init(jax.random.key(0), tokens)["params"]
     ours = jax.tree.map(lambda x: x + 0.1 * jax.random.normal(jax.random.key(x.size), x.shape), ours)

@@ -6,19 +6,19 @@ import numpy as np
 import pytest
 
 from tinygpt_jax import tokenizer
-from tinygpt_jax.checksums import own_checksum
 from tinygpt_jax.config import Config, ModelConfig, OptimizerConfig, TrainingConfig
 from tinygpt_jax.errors import UserError
+from tinygpt_jax.files import own_checksum
 from tinygpt_jax.model import GPT
-from tinygpt_jax.training import checkpoint
-from tinygpt_jax.training.checkpoint import newest_intact, open_run, restore_state, save
-from tinygpt_jax.training.checkpoint_files import (
+from tinygpt_jax.runs.checkpoint_files import (
     FormatError,
     Progress,
     checkpoints,
     saved_config,
     write_manifest,
 )
+from tinygpt_jax.training import checkpoint
+from tinygpt_jax.training.checkpoint import newest_intact, open_run, restore_state, save
 from tinygpt_jax.training.optimizer import make_optimizer
 from tinygpt_jax.training.step import data_mesh, initial_state, replicated
 

@@ -16,13 +16,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tinygpt_jax.checksums import own_checksum
 from tinygpt_jax.config import DataConfig
 from tinygpt_jax.data import corpus as corpus_module
 from tinygpt_jax.data import grammar, integrity, shards, stories
 from tinygpt_jax.data.corpus import prepare, prepare_for_evaluation
 from tinygpt_jax.data.integrity import CHECKED
 from tinygpt_jax.errors import UnfinishedError, UserError
+from tinygpt_jax.files import own_checksum
 from tinygpt_jax.tokenizer import gpt2
 
 TEXTS = [text for text, _ in grammar.write_stories(300, seed=1)]

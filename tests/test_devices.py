@@ -87,8 +87,8 @@ FIRST_UPDATE = """
 import jax
 events = []
 jax.monitoring.register_event_listener(lambda name, **_: events.append(name.rpartition("/")[2]))
-from experiments.peers.ours import Trainer
-from experiments.peers.turns import random_batch
+from experiments.measuring.peers.ours import Trainer
+from experiments.measuring.peers.turns import random_batch
 from tinygpt_jax.config import Config, ModelConfig, TrainingConfig
 model = ModelConfig(vocab_size=64, context_length=16, n_layers=1, n_heads=2, d_model=16, d_ff=32)
 config = Config(model=model, training=TrainingConfig(batch_size=4))

@@ -14,10 +14,10 @@ from tinygpt_jax.config import Config, DataConfig, ModelConfig, OptimizerConfig
 from tinygpt_jax.data.corpus import prepare
 from tinygpt_jax.errors import UsageError, UserError
 from tinygpt_jax.model import GPT
+from tinygpt_jax.runs.checkpoint_files import Progress
 from tinygpt_jax.terminal import harmless
 from tinygpt_jax.tokenizer import compact
 from tinygpt_jax.training.checkpoint import save
-from tinygpt_jax.training.checkpoint_files import Progress
 from tinygpt_jax.training.optimizer import make_optimizer
 from tinygpt_jax.training.step import data_mesh, initial_state
 

@@ -17,8 +17,8 @@ from tinygpt_jax import tokenizer
 from tinygpt_jax.config import Config, DataConfig, ModelConfig, OptimizerConfig
 from tinygpt_jax.errors import UserError
 from tinygpt_jax.model import GPT
+from tinygpt_jax.runs.checkpoint_files import Progress, checkpoints
 from tinygpt_jax.training.checkpoint import open_run, save
-from tinygpt_jax.training.checkpoint_files import Progress, checkpoints
 from tinygpt_jax.training.optimizer import make_optimizer
 from tinygpt_jax.training.step import data_mesh, initial_state
 

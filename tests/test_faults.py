@@ -1,4 +1,4 @@
-"""Faults injected into whole runs: a few seeded ones of those that `experiments.faults` tries by the hundred."""
+"""Faults injected into whole runs: a few seeded ones of those that `faults` tries by the hundred."""
 
 import json
 import os
@@ -14,16 +14,15 @@ from unittest import mock
 import pytest
 
 from experiments import train
-from experiments.breaking import corruption
-from experiments.breaking.outcome import compare, outcome
-from experiments.breaking.victim import TINY
-from tinygpt_jax.training import loop
-from tinygpt_jax.training.checkpoint_files import checkpoints
+from experiments.measuring.breaking import corruption
+from experiments.measuring.breaking.outcome import compare, outcome
+from experiments.measuring.breaking.victim import TINY
+from tinygpt_jax.runs.checkpoint_files import checkpoints
 
 
 @pytest.fixture(scope="module", autouse=True)
 def nothing_drawn():
-    with mock.patch.object(loop, "write_report", lambda workdir: workdir / "report.html"):
+    with mock.patch("tinygpt_jax.report.write_report"):
         yield
 
 
@@ -139,7 +138,8 @@ def run(workdir, *stages):
         with mock.patch.object(loop, "data_mesh", lambda: mesh):
             train.main([*sys.argv[2:], "--workdir", workdir, "--steps", str(steps)])
 
-loop.write_report = lambda workdir: workdir
+import tinygpt_jax.report
+tinygpt_jax.report.write_report = lambda workdir: workdir
 loop.generate = lambda *_, **__: [SimpleNamespace(text="")] * 2
 run(sys.argv[1] + "/moved", (1, 3), (4, 6), (1, 9))
 run(sys.argv[1] + "/alone", (1, 9))

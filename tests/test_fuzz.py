@@ -16,18 +16,18 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tinygpt_jax import export, tokenizer
-from tinygpt_jax.checksums import own_checksum
 from tinygpt_jax.config import Config, ModelConfig
 from tinygpt_jax.data import corpus as corpus_module
 from tinygpt_jax.data import files, grammar, stories
 from tinygpt_jax.data.corpus import Corpus, DataConfig, prepare
 from tinygpt_jax.data.files import BadRecord
 from tinygpt_jax.errors import UserError
+from tinygpt_jax.files import own_checksum
 from tinygpt_jax.generation import encode_prompt
-from tinygpt_jax.run_record import read_record
+from tinygpt_jax.runs.checkpoint_files import Checkpoint, Progress
+from tinygpt_jax.runs.folder import Mark, mark_of
+from tinygpt_jax.runs.record import read_record
 from tinygpt_jax.tokenizer import Tokenizer
-from tinygpt_jax.training.checkpoint_files import Checkpoint, Progress
-from tinygpt_jax.training.run_folder import Mark, mark_of
 
 CASES = int(os.environ.get("TINYGPT_FUZZ_CASES", "0"))
 fuzz = settings(

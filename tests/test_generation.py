@@ -1,16 +1,19 @@
 """Generating text against the plain way to do the same. (`test_model` compares single steps with the full forward.)"""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tinygpt_jax import decoding, generation
 from tinygpt_jax.config import ModelConfig
 from tinygpt_jax.errors import UsageError, UserError
-from tinygpt_jax.generation import generate, generate_naively, stream
+from tinygpt_jax.generation import Sampling, decoding, encode_prompt, generate, stream
+from tinygpt_jax.generation import text as generation
+from tinygpt_jax.generation.decoding import fit_window
+from tinygpt_jax.generation.sampling import SamplingValues, mark_seen, next_token
 from tinygpt_jax.model import GPT
-from tinygpt_jax.sampling import Sampling, SamplingValues
 from tinygpt_jax.tokenizer import compact
 
 CONTEXT = 12  # not a power of two: the widths that prompts are rounded up to meet its end
@@ -25,6 +28,32 @@ def build(vocab_size):
     model = GPT(ModelConfig(vocab_size=vocab_size, norm="pre", positions="learned", **shape))
     params = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
     return model, jax.tree.map(lambda p: p * 8 if p.ndim > 1 else p, params)
+
+
+def generate_naively(model, params, tokenizer, prompt, sampling, *, max_new_tokens, seed, sample=0):
+    """The tokens of one sample, by reading the whole window again for each: what the fast way must equal."""
+    context_length, end_of_text = model.config.context_length, tokenizer.end_of_text
+    window, _ = encode_prompt(tokenizer, prompt, context_length)
+    (key,) = generation._sample_keys(seed, [sample])
+    story: list[int] = []
+    for step in range(max_new_tokens):
+        window = fit_window(window, context_length)
+        padded = jnp.array([window + [end_of_text] * (context_length - len(window))])
+        step_key = jax.random.fold_in(key, step)
+        token = _next_token(model, params, padded, len(window), step_key, SamplingValues.of(sampling), end_of_text)
+        if token == end_of_text:
+            break
+        story.append(int(token))
+        window = [*window, story[-1]]
+    return story
+
+
+@partial(jax.jit, static_argnames="model")
+def _next_token(model, params, padded, length, key, values, end_of_text):
+    """After the first `length` tokens of `padded`; attention is causal, so the others have no part in it."""
+    logits = model.apply({"params": params}, padded)[:, length - 1]
+    seen = mark_seen(jnp.zeros(logits.shape, bool), padded, end_of_text)
+    return next_token(key[None], logits, seen, values)[0]
 
 
 @pytest.fixture(scope="module")

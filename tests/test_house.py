@@ -95,11 +95,17 @@ def test_each_library_stays_in_its_rooms(library):
 def test_data_knows_no_model():
     for name, path in PACKAGE.items():
         if name.startswith("tinygpt_jax.data."):
-            above = {"tinygpt_jax.model", "tinygpt_jax.functional", "tinygpt_jax.generation", "tinygpt_jax.evaluation"}
-            trained = {
-                room for room in rooms_imported(path) if room in above or room.startswith("tinygpt_jax.training")
-            }
-            assert trained == set(), name
+            above = ("model", "functional", "fused", "evaluation", "generation.", "runs.", "training.", "report.")
+            above = tuple(f"tinygpt_jax.{room}" for room in above)
+            assert [room for room in rooms_imported(path) if room.startswith(above)] == [], name
+
+
+def test_a_run_is_read_without_training_and_trained_without_a_report():
+    for lower, uppers in {"runs": ("training", "report"), "training": ("report",), "generation": ("runs",)}.items():
+        for name, path in PACKAGE.items():
+            if name.startswith(f"tinygpt_jax.{lower}."):
+                above = tuple(f"tinygpt_jax.{upper}." for upper in uppers)
+                assert [room for room in rooms_imported(path) if room.startswith(above)] == [], name
 
 
 def test_the_package_does_not_know_the_experiments():

@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 
 from experiments import cli
-from experiments.breaking import victim
-from experiments.breaking.outcome import compare, outcome
+from experiments.measuring.breaking import victim
+from experiments.measuring.breaking.outcome import compare, outcome
 from experiments.train import main
+from tinygpt_jax.runs.checkpoint_files import checkpoints
 from tinygpt_jax.training.checkpoint import open_run
-from tinygpt_jax.training.checkpoint_files import checkpoints
 
 TINY = (
     "--preset quickstart --builtin-stories 300 --n-layers 1 --d-model 32 --n-heads 2 --d-ff 64 --dropout 0.2 "
@@ -175,7 +175,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, refused):
 
 
 def test_a_second_process_in_the_same_folder_is_refused(tmp_path, refused):
-    from tinygpt_jax.training.run_folder import sole_process
+    from tinygpt_jax.runs.folder import sole_process
 
     with sole_process(tmp_path):
         code, error = refused(tmp_path, *TINY)

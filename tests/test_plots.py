@@ -10,14 +10,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tinygpt_jax import drawing, plots
+from tinygpt_jax.report import drawing, plots
+from tinygpt_jax.runs.corpus_summary import length_histogram
 
 FALLING = [(step, 1.4 + 9.4 / (1 + step / 30)) for step in range(1, 1001, 20)]
 VALIDATION = FALLING[9::10]
 REFERENCES = {"uniform guess": math.log(50_257), "unigram entropy": 5.96, "exact entropy": 0.7}
 NORMS = [(step, 0.1 + 3 / step) for step, _ in FALLING]
 WORDS = {"the": 900, "Lily": 300, "ball": 200, "Tim": 150, "and": 800, "dog": 100}
-LONG = plots.length_histogram(np.arange(60, 400), 128)
+LONG = length_histogram(np.arange(60, 400), 128)
 TWICE = {
     "cross-entropy": [(step, math.exp(loss)) for step, loss in FALLING],
     "softmax applied twice": [(step, 50_000.0 - step) for step, _ in FALLING],
@@ -85,7 +86,7 @@ def test_a_histogram_tells_exactly_how_many_stories_are_cut(context_length):
         generator = np.random.default_rng(seed)
         lengths = generator.integers(1, 2 + int(400 * generator.random()), size=generator.integers(1, 2000))
         lengths[0] = generator.choice([lengths[0], 50_000])
-        histogram = plots.length_histogram(lengths, context_length)
+        histogram = length_histogram(lengths, context_length)
         edges, counts = np.array(histogram["edges"]), np.array(histogram["counts"])
         assert len(edges) == len(counts) + 1 and counts.sum() == len(lengths)
         assert len(counts) <= 60
@@ -94,13 +95,13 @@ def test_a_histogram_tells_exactly_how_many_stories_are_cut(context_length):
 
 def test_one_very_long_story_does_not_hide_the_others():
     lengths = np.append(np.random.default_rng(0).integers(60, 120, 5000), 50_000)
-    histogram = plots.length_histogram(lengths, 128)
+    histogram = length_histogram(lengths, 128)
     assert histogram["edges"][-1] == 50_001 and histogram["counts"][-1] == 1
     assert len(histogram["counts"]) > 30
 
 
 def test_the_share_cut_is_in_the_title(tmp_path):
-    histogram = plots.length_histogram(np.array([100] * 3 + [128] * 4 + [129] * 3), 128)
+    histogram = length_histogram(np.array([100] * 3 + [128] * 4 + [129] * 3), 128)
     assert title_of(plots.story_lengths, tmp_path, histogram, 128) == "30% of the stories are cut at 128 tokens"
     packed = plots.story_lengths(histogram, 128, tmp_path / "packed.png", layout="packed")
     assert packed == "30% of the stories are longer than a row of 128; packed, none is cut"
@@ -138,7 +139,7 @@ def test_nearly_none_and_nearly_all_are_not_none_and_all(share, text):
 def test_drawing_costs_nothing_until_used_and_leaves_pyplot_alone(tmp_path):
     """Guards a fast --help, and a user's own pyplot figures and backend."""
     code = (
-        "import sys, tinygpt_jax.report, tinygpt_jax.plots as plots; from pathlib import Path\n"
+        "import sys, tinygpt_jax.report, tinygpt_jax.report.plots as plots; from pathlib import Path\n"
         "assert not {'matplotlib', 'wordcloud', 'jax'} & set(sys.modules), 'imported too early'\n"
         f"plots.loss_curves([(1, 2.0)], [], {{}}, Path({str(tmp_path)!r}) / 'loss.png')\n"
         "assert 'matplotlib.pyplot' not in sys.modules\n"

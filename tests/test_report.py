@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 
 from experiments import report as command
-from tinygpt_jax import plots
 from tinygpt_jax.config import Config, DataConfig, ModelConfig
 from tinygpt_jax.errors import UserError
 from tinygpt_jax.report import write_report
-from tinygpt_jax.run_record import read_record
+from tinygpt_jax.runs.corpus_summary import length_histogram
+from tinygpt_jax.runs.record import read_record
 
 FILES = ("config.json", "metrics.jsonl", "timings.jsonl", "samples.jsonl", "corpus.json")
 PICTURES = ("loss", "perplexity", "learning_rate", "word_cloud", "story_lengths")
@@ -59,7 +59,7 @@ def finished(tmp_path_factory):
         "entropy": 0.5,
         "shown_bytes_per_token": 4.0,
         "words": {"Lily": 30, "ball": 20, "the": 99},
-        "length_histogram": plots.length_histogram(np.arange(29, 229), 128),
+        "length_histogram": length_histogram(np.arange(29, 229), 128),
     }
     (folder / "config.json").write_text(config.to_json())
     (folder / "metrics.jsonl").write_text(lines(sorted(training + evaluations, key=lambda line: line["step"])))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tinygpt_jax.errors import UsageError
-from tinygpt_jax.sampling import (
+from tinygpt_jax.generation.sampling import (
     Sampling,
     SamplingValues,
     categorical,

@@ -9,7 +9,7 @@ import json
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from tinygpt_jax.errors import UsageError
+from tinygpt_jax.errors import UsageError, require
 
 # Far above what trains on one machine; a configuration from a stranger cannot ask for more work or memory than this.
 _MOST = {
@@ -42,17 +42,17 @@ class ModelConfig:
     def __post_init__(self) -> None:
         _check_types(self)
         for name, most in _MOST.items():
-            _require(getattr(self, name) >= 1, name, getattr(self, name), "must be at least 1")
-            _require(getattr(self, name) <= most, name, getattr(self, name), f"must be at most {most}")
-        _require(
+            require(getattr(self, name) >= 1, name, getattr(self, name), "must be at least 1")
+            require(getattr(self, name) <= most, name, getattr(self, name), f"must be at most {most}")
+        require(
             self.d_model % self.n_heads == 0,
             "n_heads",
             self.n_heads,
             f"must divide d_model {self.d_model}; try n_heads {_nearest_divisor(self.d_model, self.n_heads)}",
         )
-        _require(0 <= self.dropout < 1, "dropout", self.dropout, "must be at least 0 and below 1")
+        require(0 <= self.dropout < 1, "dropout", self.dropout, "must be at least 0 and below 1")
         if self.positions == "sinusoidal":
-            _require(self.d_model % 2 == 0, "d_model", self.d_model, "must be even for sinusoidal positions")
+            require(self.d_model % 2 == 0, "d_model", self.d_model, "must be even for sinusoidal positions")
 
     @property
     def head_dim(self) -> int:
@@ -77,17 +77,17 @@ class DataConfig:
 
     def __post_init__(self) -> None:
         _check_types(self)
-        _require(self.source != "", "source", "''", "must be builtin, tinystories, or a file or folder")
-        _require(
+        require(self.source != "", "source", "''", "must be builtin, tinystories, or a file or folder")
+        require(
             0 < self.validation_fraction < 1,
             "validation_fraction",
             self.validation_fraction,
             "must be between 0 and 1",
         )
-        _require(self.builtin_stories >= 2, "builtin_stories", self.builtin_stories, "must be at least 2")
+        require(self.builtin_stories >= 2, "builtin_stories", self.builtin_stories, "must be at least 2")
         if self.max_vocab is not None:
-            _require(self.max_vocab >= 1, "max_vocab", self.max_vocab, "must be at least 1")
-            _require(self.vocabulary == "compact", "max_vocab", self.max_vocab, "needs --vocabulary compact")
+            require(self.max_vocab >= 1, "max_vocab", self.max_vocab, "must be at least 1")
+            require(self.vocabulary == "compact", "max_vocab", self.max_vocab, "needs --vocabulary compact")
 
 
 @dataclass(frozen=True)
@@ -107,13 +107,13 @@ class OptimizerConfig:
     def __post_init__(self) -> None:
         _check_types(self)
         for name in ("learning_rate", "epsilon", "clip_norm"):
-            _require(getattr(self, name) > 0, name, getattr(self, name), "must be above 0")
+            require(getattr(self, name) > 0, name, getattr(self, name), "must be above 0")
         for name in ("warmup_steps", "weight_decay"):
-            _require(getattr(self, name) >= 0, name, getattr(self, name), "must not be negative")
-        _require(self.warmup_steps <= MOST_STEPS, "warmup_steps", self.warmup_steps, f"must be at most {MOST_STEPS}")
+            require(getattr(self, name) >= 0, name, getattr(self, name), "must not be negative")
+        require(self.warmup_steps <= MOST_STEPS, "warmup_steps", self.warmup_steps, f"must be at most {MOST_STEPS}")
         for name in ("beta1", "beta2"):
-            _require(0 <= getattr(self, name) < 1, name, getattr(self, name), "must be at least 0 and below 1")
-        _require(0 <= self.final_fraction <= 1, "final_fraction", self.final_fraction, "must be between 0 and 1")
+            require(0 <= getattr(self, name) < 1, name, getattr(self, name), "must be at least 0 and below 1")
+        require(0 <= self.final_fraction <= 1, "final_fraction", self.final_fraction, "must be between 0 and 1")
 
 
 @dataclass(frozen=True)
@@ -134,13 +134,13 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         _check_types(self)
-        _require(self.epochs > 0, "epochs", self.epochs, "must be above 0")
+        require(self.epochs > 0, "epochs", self.epochs, "must be above 0")
         if self.steps is not None:
-            _require(1 <= self.steps <= MOST_STEPS, "steps", self.steps, f"must be at least 1 and at most {MOST_STEPS}")
+            require(1 <= self.steps <= MOST_STEPS, "steps", self.steps, f"must be at least 1 and at most {MOST_STEPS}")
         for name in ("batch_size", "gradient_accumulation", "eval_every", "eval_batches", "log_every"):
-            _require(getattr(self, name) >= 1, name, getattr(self, name), "must be at least 1")
-        _require(0 <= self.seed < 2**31, "seed", self.seed, "must be between 0 and 2147483647")
-        _require(
+            require(getattr(self, name) >= 1, name, getattr(self, name), "must be at least 1")
+        require(0 <= self.seed < 2**31, "seed", self.seed, "must be between 0 and 2147483647")
+        require(
             self.batch_size % self.gradient_accumulation == 0,
             "gradient_accumulation",
             self.gradient_accumulation,
@@ -215,21 +215,16 @@ def _check_types(config: Any) -> None:
         value = getattr(config, name)
         if get_origin(hint) is Literal:
             options = get_args(hint)
-            _require(value in options, name, repr(value), f"must be one of {', '.join(options)}")
+            require(value in options, name, repr(value), f"must be one of {', '.join(options)}")
             continue
         allowed = get_args(hint) or (hint,)
         # JSON has one kind of number: a whole number is a fine value for a float field. A bool is not a number.
         fits = any(type(value) is kind or (kind is float and type(value) is int) for kind in allowed)
-        _require(fits, name, repr(value), f"must be {' or '.join(kind.__name__ for kind in allowed)}")
+        require(fits, name, repr(value), f"must be {' or '.join(kind.__name__ for kind in allowed)}")
         if type(value) is float:
-            _require(value - value == 0, name, value, "must be finite")
+            require(value - value == 0, name, value, "must be finite")
         if type(value) is int:
-            _require(abs(value) < 2**53, name, "", "must be below 2^53")
-
-
-def _require(condition: bool, name: str, value: Any, what: str) -> None:
-    if not condition:
-        raise UsageError(f"{name} {value}: {what}")
+            require(abs(value) < 2**53, name, "", "must be below 2^53")
 
 
 def _nearest_divisor(number: int, near: int) -> int:

@@ -107,9 +107,9 @@ def _self_test() -> Iterator[Finding]:
     from tinygpt_jax.config import Config, ModelConfig, OptimizerConfig, TrainingConfig
     from tinygpt_jax.data.batches import Batch
     from tinygpt_jax.model import GPT
+    from tinygpt_jax.runs.checkpoint_files import Progress
     from tinygpt_jax.tokenizer import compact
     from tinygpt_jax.training import checkpoint
-    from tinygpt_jax.training.checkpoint_files import Progress
     from tinygpt_jax.training.optimizer import make_optimizer
     from tinygpt_jax.training.step import data_mesh, initial_state, make_train_step, put_batch, replicated
 

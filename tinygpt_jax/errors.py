@@ -19,3 +19,14 @@ class UnfinishedError(UserError):
 
 class UsageError(UserError):
     """What was asked for can never work (an unknown preset, heads that do not divide d_model). Exit code 2."""
+
+
+def require(condition: bool, name: str, value: object, what: str) -> None:
+    """Raise UsageError, which says what a setting must be, unless `condition` holds."""
+    if not condition:
+        raise UsageError(f"{name} {value}: {what}")
+
+
+def first_line(error: BaseException) -> str:
+    """What another library's exception says first; the rest is seldom for users."""
+    return str(error).splitlines()[0] if str(error).strip() else type(error).__name__

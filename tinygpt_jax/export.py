@@ -18,16 +18,16 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from tinygpt_jax.atomic import write_atomically
 from tinygpt_jax.config import Config, DataConfig, ModelConfig
 from tinygpt_jax.errors import UserError
+from tinygpt_jax.files import write_atomically
 from tinygpt_jax.model import abstract_params
+from tinygpt_jax.runs.checkpoint_files import Progress, checkpoints
+from tinygpt_jax.runs.folder import check_folder, disk_errors, sole_process
 from tinygpt_jax.tokenizer import Tokenizer
 from tinygpt_jax.training import checkpoint
 from tinygpt_jax.training.checkpoint import Run
-from tinygpt_jax.training.checkpoint_files import Progress, checkpoints
 from tinygpt_jax.training.optimizer import make_optimizer
-from tinygpt_jax.training.run_folder import check_folder, disk_errors, sole_process
 from tinygpt_jax.training.step import TrainState
 
 Parsed = TypeVar("Parsed")

@@ -11,10 +11,10 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from tinygpt_jax.checksums import own_checksum
 from tinygpt_jax.data.shards import ShardInfo, read_info, read_tokens, whole_file, write_shards
 from tinygpt_jax.data.stories import LeftOut, Piece, Source, cut
 from tinygpt_jax.errors import UserError
+from tinygpt_jax.files import own_checksum
 from tinygpt_jax.tokenizer import GPT2_END_OF_TEXT, GPT2_VOCAB_SIZE, Tokenizer, compact, gpt2
 
 # Where a story goes.

@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
-from tinygpt_jax.errors import UserError
+from tinygpt_jax.errors import UserError, first_line
 
 FORMATS = (".txt", ".jsonl", ".csv", ".parquet")
 COMPRESSIONS = (".gz", ".zst")
@@ -129,7 +129,7 @@ def _read_parquet(path: Path, file: BinaryIO, advance: Advance) -> Iterator[str 
                     yield _parquet_text(value, field, f"{path}, row {row}")
                 advance(size * len(batch) // table.metadata.num_rows)
     except pa.ArrowException as error:
-        raise UserError(f"{path} is not a whole parquet file ({_first_line(error)}): download it again") from None
+        raise UserError(f"{path} is not a whole parquet file ({first_line(error)}): download it again") from None
 
 
 def _parquet_text(value: Any, field: str, where: str) -> str | BadRecord:
@@ -247,7 +247,3 @@ def _decompress_zstd(file: BinaryIO) -> Iterator[bytes]:
 def _blocks(file: io.BufferedIOBase | BinaryIO, size: int) -> Iterator[bytes]:
     while block := file.read(size):
         yield block
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__

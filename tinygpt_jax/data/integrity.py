@@ -12,9 +12,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from tinygpt_jax.atomic import write_atomically
-from tinygpt_jax.checksums import own_checksum
 from tinygpt_jax.errors import UserError
+from tinygpt_jax.files import own_checksum, write_atomically
 
 CHECKED = "checked"
 _MAX_JSON_BYTES = 64 * 2**20  # a thousand long names of bad records take a hundredth of this

@@ -27,10 +27,10 @@ from jax.sharding import Sharding, SingleDeviceSharding
 
 from tinygpt_jax.config import Config
 from tinygpt_jax.devices import resolve_dtype
-from tinygpt_jax.errors import UserError
+from tinygpt_jax.errors import UserError, first_line
 from tinygpt_jax.model import GPT, abstract_params
+from tinygpt_jax.runs.checkpoint_files import Checkpoint, FormatError, Progress, checkpoints, sync, write_manifest
 from tinygpt_jax.tokenizer import Tokenizer
-from tinygpt_jax.training.checkpoint_files import Checkpoint, FormatError, Progress, checkpoints, sync, write_manifest
 from tinygpt_jax.training.step import TrainState
 
 
@@ -135,7 +135,7 @@ def save(workdir: Path, state: TrainState, progress: Progress, config: Config, t
         shutil.rmtree(temporary, ignore_errors=True)
         kept = checkpoints(workdir)
         last = f"the checkpoint of step {kept[-1].step} is intact" if kept else "there is no earlier one"
-        raise UserError(f"could not write a checkpoint to {parent}: {_first_line(error)}; {last}") from error
+        raise UserError(f"could not write a checkpoint to {parent}: {first_line(error)}; {last}") from error
     _remove_old(workdir)
     return final
 
@@ -186,7 +186,7 @@ def _restore(checkpoint: Checkpoint, item: str, abstract: Any, sharding: Shardin
         with _quietly(), ocp.Checkpointer(handler) as checkpointer:
             return checkpointer.restore(folder, args=ocp.args.StandardRestore(target))
     except Exception as error:  # as many kinds as there are libraries below
-        raise UserError(f"{folder} does not hold the arrays of the configuration: {_first_line(error)}") from error
+        raise UserError(f"{folder} does not hold the arrays of the configuration: {first_line(error)}") from error
 
 
 @contextmanager
@@ -204,7 +204,3 @@ def _quietly() -> Iterator[None]:
     for logger, level in zip(loggers, levels, strict=True):
         logger.setLevel(level)
     sys.unraisablehook = hook
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -1,4 +1,4 @@
-"""A training run from start to finish: prepare, restore, loop, report."""
+"""A training run from start to finish: prepare, restore, loop."""
 
 import dataclasses
 import signal
@@ -8,23 +8,18 @@ from pathlib import Path
 
 import jax
 
-from tinygpt_jax.atomic import write_atomically
 from tinygpt_jax.config import FREE_TO_CHANGE, Config, ModelConfig
 from tinygpt_jax.data.batches import TrainingBatches, evaluation_batches
 from tinygpt_jax.data.corpus import Corpus, prepare
 from tinygpt_jax.devices import describe_devices, resolve_dtype
 from tinygpt_jax.errors import UsageError
 from tinygpt_jax.evaluation import evaluate
+from tinygpt_jax.files import write_atomically
 from tinygpt_jax.generation import Sampling, generate
 from tinygpt_jax.model import GPT
-from tinygpt_jax.report import write_report
-from tinygpt_jax.summary import write_summary
-from tinygpt_jax.terminal import harmless
-from tinygpt_jax.training import checkpoint
-from tinygpt_jax.training.checkpoint_files import Progress
-from tinygpt_jax.training.metrics import Display, NonFiniteError, TrainingLog
-from tinygpt_jax.training.optimizer import learning_rate_schedule, make_optimizer
-from tinygpt_jax.training.run_folder import (
+from tinygpt_jax.runs.checkpoint_files import Progress
+from tinygpt_jax.runs.corpus_summary import write_summary
+from tinygpt_jax.runs.folder import (
     RunFiles,
     check_folder,
     check_history,
@@ -32,6 +27,10 @@ from tinygpt_jax.training.run_folder import (
     has_changed,
     sole_process,
 )
+from tinygpt_jax.terminal import harmless
+from tinygpt_jax.training import checkpoint
+from tinygpt_jax.training.metrics import Display, NonFiniteError, TrainingLog
+from tinygpt_jax.training.optimizer import learning_rate_schedule, make_optimizer
 from tinygpt_jax.training.step import (
     TrainState,
     data_mesh,
@@ -46,8 +45,8 @@ SAMPLE_PROMPTS = ("Once upon a time", "")
 SAMPLING = Sampling(temperature=0.8)
 
 
-def train(config: Config, workdir: Path) -> None:
-    """Train as `config` says, or go on where the run in `workdir` stopped. Returns when done or asked to stop.
+def train(config: Config, workdir: Path) -> bool:
+    """Train as `config` says, or go on where the run in `workdir` stopped. Returns whether all steps are done.
 
     Ctrl-C and SIGTERM let the update under way finish, save, and return; a second Ctrl-C stops at once.
 
@@ -66,16 +65,14 @@ def train(config: Config, workdir: Path) -> None:
         state, progress = restored or _begin(parts, workdir)
         if progress.step >= parts.total_steps:
             print(f"{workdir} is finished: {progress.step:,} steps are done. To go on: --steps {2 * progress.step}")
-            write_report(workdir)  # the process may have been killed after its last checkpoint and before this
-            return
+            return True
         _announce(parts, state, f"resuming after step {progress.step:,} of" if restored else "training")
         loop = _Loop(parts, workdir, state, progress)
         try:
             loop.run(stop)
         finally:
             loop.close()
-        if loop.step == parts.total_steps:
-            print(f"Finished. The run as a page: {write_report(workdir)}")
+        return loop.step == parts.total_steps
 
 
 class _Parts:

@@ -12,7 +12,7 @@ import jax
 from tinygpt_jax.config import Config, ModelConfig
 from tinygpt_jax.devices import peak_flops, resolve_dtype
 from tinygpt_jax.errors import UserError
-from tinygpt_jax.training.run_folder import RunFiles
+from tinygpt_jax.runs.folder import RunFiles
 from tinygpt_jax.training.step import StepMetrics
 
 

@@ -14,9 +14,7 @@ from tinygpt_jax.config import TrainingConfig
 from tinygpt_jax.data.batches import Batch
 from tinygpt_jax.errors import UsageError, UserError
 from tinygpt_jax.model import GPT
-
-# Random keys are folded from the seed and a purpose, so that no two purposes share numbers.
-_INIT, _DROPOUT = 0, 1
+from tinygpt_jax.random_keys import random_key
 
 # Logits of one update, with their gradient, may take this much memory of a device before they are cut in pieces. On a
 # CPU pieces of this size are at least as fast as the whole (docs/speed.md).
@@ -59,8 +57,7 @@ def initial_state(model: GPT, optimizer: optax.GradientTransformation, seed: int
     """Fresh parameters, a function of the seed, on all devices."""
 
     def create() -> TrainState:
-        key = jax.random.fold_in(jax.random.key(seed), _INIT)
-        params = model.init(key, jnp.zeros((1, 1), jnp.int32))["params"]
+        params = model.init(random_key("parameters", seed), jnp.zeros((1, 1), jnp.int32))["params"]
         return TrainState(jnp.int32(0), params, optimizer.init(params))
 
     return jax.jit(create, out_shardings=replicated(mesh))()
@@ -111,7 +108,7 @@ def make_train_step(
         return jax.lax.scan(add, zeros, (jnp.arange(pieces), parts))[0]
 
     def train_step(state: TrainState, batch: Batch, step: Int[Array, ""]) -> tuple[TrainState, StepMetrics]:
-        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(config.seed), _DROPOUT), step)
+        key = jax.random.fold_in(random_key("dropout", config.seed), step)
         compute = loss_and_gradients if pieces == 1 else accumulated
         loss, gradients = compute(state.params, batch, key)
         norm = optax.tree.norm(gradients)

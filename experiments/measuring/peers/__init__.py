@@ -1,4 +1,4 @@
-"""The contestants of `experiments.benchmark`: the same work, done with the libraries that one would use instead.
+"""The contestants of `benchmark`: the same work, done with the libraries that one would use instead.
 
 Each file has one or both of these classes. They live in processes of their own (`turns.py`), so that memory, start
 and threads are measured one by one.

@@ -1,4 +1,4 @@
-"""Measure the data rooms: python -m experiments.data_benchmark --part throughput --stories FILE
+"""Measure the data rooms: python -m experiments.measuring.data_benchmark --part throughput --stories FILE
 
 throughput   text tokenised per second, beside `datasets.map` with tiktoken and beside Hugging Face `tokenizers`
              (pip install tokenizers), in turns in one run

@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Int, Key
 
+from tinygpt_jax.generation.sampling import Sampling, SamplingValues, mark_seen, next_token
 from tinygpt_jax.model import GPT, LayerCache, empty_cache
-from tinygpt_jax.sampling import Sampling, SamplingValues, mark_seen, next_token
 
 
 def decode(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from tinygpt_jax.atomic import write_atomically
+from tinygpt_jax.files import write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

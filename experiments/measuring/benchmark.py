@@ -1,4 +1,4 @@
-"""Measure speed and memory beside what one would use instead: python -m experiments.benchmark
+"""Measure speed and memory beside what one would use instead: python -m experiments.measuring.benchmark
 
 startup    seconds from starting Python to the end of the first update, with an empty compilation cache and again
 training   tokens per second, milliseconds per update, share of the device's peak arithmetic, peak memory
@@ -6,7 +6,7 @@ decoding   tokens per second: of prompts of 64, up to the first token written, a
 memory     GiB that an update needs, by XLA's own account of the compiled program; nothing is run
 input      milliseconds to make a batch
 
-The contestants (`experiments/peers/`) do the same work in turns, in processes of their own. PyTorch and Hugging Face
+The contestants (`peers/`) do the same work in turns, in processes of their own. PyTorch and Hugging Face
 come with the extra `bench`: pip install 'tinygpt_jax[bench]'
 """
 
@@ -27,9 +27,9 @@ from typing import Any, Literal, get_args
 import numpy as np
 
 from experiments import cli, presets
-from experiments.peers import OURS, TRAINERS, WRITERS, Contestant
-from experiments.peers.turns import MemoryTurns, TrainingTurns, Turns, WritingTurns
-from experiments.tables import Spread, Table, print_table, spread
+from experiments.measuring.peers import OURS, TRAINERS, WRITERS, Contestant
+from experiments.measuring.peers.turns import MemoryTurns, TrainingTurns, Turns, WritingTurns
+from experiments.measuring.tables import Spread, Table, print_table, spread
 from tinygpt_jax.config import Config, ModelConfig, TrainingConfig
 from tinygpt_jax.devices import HUGE_PAGES, TUNABLES, describe_devices
 from tinygpt_jax.errors import UsageError

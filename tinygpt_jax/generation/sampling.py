@@ -5,14 +5,14 @@ function sorts the vocabulary; sorting 50,257 logits takes longer than computing
 """
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from tinygpt_jax.errors import UsageError
+from tinygpt_jax.errors import require
 
 _BLOCK = 256  # tokens per block of `categorical`: about the square root of GPT-2's vocabulary
 
@@ -27,10 +27,10 @@ class Sampling:
     repetition_penalty: float = 1.0  # above 1, tokens that the text already has become less likely
 
     def __post_init__(self) -> None:
-        _require(0 <= self.temperature < float("inf"), "temperature", self.temperature, "must be 0 or more, and finite")
-        _require(0 <= self.top_k < 2**31, "top_k", self.top_k, "must be 0 (off) or more")
-        _require(0 < self.top_p <= 1, "top_p", self.top_p, "must be above 0 and at most 1 (off)")
-        _require(
+        require(0 <= self.temperature < float("inf"), "temperature", self.temperature, "must be 0 or more, and finite")
+        require(0 <= self.top_k < 2**31, "top_k", self.top_k, "must be 0 (off) or more")
+        require(0 < self.top_p <= 1, "top_p", self.top_p, "must be above 0 and at most 1 (off)")
+        require(
             0 < self.repetition_penalty < float("inf"),
             "repetition_penalty",
             self.repetition_penalty,
@@ -161,8 +161,3 @@ def _keep_heaviest(logits, probabilities, weights, target):
     high = jnp.full_like(low, np.float32(1).view(np.int32) + 1)
     low, _ = jax.lax.fori_loop(0, 30, halve, (low, high))
     return jnp.where(probabilities >= jax.lax.bitcast_convert_type(low, jnp.float32), logits, -jnp.inf)
-
-
-def _require(condition: bool, name: str, value: Any, what: str) -> None:
-    if not condition:
-        raise UsageError(f"{name} {value}: {what}")

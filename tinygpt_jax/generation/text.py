@@ -15,10 +15,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Key
 
-from tinygpt_jax.decoding import decode, fit_window
-from tinygpt_jax.errors import UsageError, UserError
+from tinygpt_jax.errors import UserError, require
+from tinygpt_jax.generation.decoding import decode
+from tinygpt_jax.generation.sampling import Sampling
 from tinygpt_jax.model import GPT
-from tinygpt_jax.sampling import Sampling, SamplingValues, mark_seen, next_token
+from tinygpt_jax.random_keys import random_key
 from tinygpt_jax.tokenizer import Tokenizer
 
 _MAX_ROWS = 64  # samples decoded side by side; more are done in turns, which bounds the memory of the caches
@@ -66,7 +67,7 @@ def generate(
         UserError: the tokenizer is another model's.
     """
     _check(model, tokenizer, max_new_tokens, seed)
-    _require(1 <= num_samples <= _MOST, "num_samples", num_samples, f"must be between 1 and {_MOST}")
+    require(1 <= num_samples <= _MOST, "num_samples", num_samples, f"must be between 1 and {_MOST}")
     end_of_text = tokenizer.end_of_text
     encoded = [encode_prompt(tokenizer, prompt, model.config.context_length) for prompt in prompts]
     rows = [(window, number) for window, _ in encoded for number in range(num_samples)]
@@ -112,48 +113,9 @@ def encode_prompt(tokenizer: Tokenizer, prompt: str, context_length: int) -> tup
     return [tokenizer.end_of_text, *tokens][-context_length:], max(0, len(tokens) - context_length)
 
 
-def generate_naively(
-    model: GPT,
-    params: Any,
-    tokenizer: Tokenizer,
-    prompt: str,
-    sampling: Sampling,
-    *,
-    max_new_tokens: int,
-    seed: int,
-    sample: int = 0,
-) -> list[int]:
-    """The tokens of one sample of `generate`, by reading the whole window again for each.
-
-    Slow and plain: what the fast way must equal.
-    """
-    context_length, end_of_text = model.config.context_length, tokenizer.end_of_text
-    window, _ = encode_prompt(tokenizer, prompt, context_length)
-    (key,) = _sample_keys(seed, [sample])
-    story: list[int] = []
-    for step in range(max_new_tokens):
-        window = fit_window(window, context_length)
-        padded = jnp.array([window + [end_of_text] * (context_length - len(window))])
-        step_key = jax.random.fold_in(key, step)
-        token = _next_token(model, params, padded, len(window), step_key, SamplingValues.of(sampling), end_of_text)
-        if token == end_of_text:
-            break
-        story.append(int(token))
-        window = [*window, story[-1]]
-    return story
-
-
-@partial(jax.jit, static_argnames="model")
-def _next_token(model, params, padded, length, key, values, end_of_text):
-    """After the first `length` tokens of `padded`; attention is causal, so the others have no part in it."""
-    logits = model.apply({"params": params}, padded)[:, length - 1]
-    seen = mark_seen(jnp.zeros(logits.shape, bool), padded, end_of_text)
-    return next_token(key[None], logits, seen, values)[0]
-
-
 def _sample_keys(seed: int, numbers: Sequence[int]) -> Key[Array, " b"]:
     """A key for each sample; `decode` folds the step into it."""
-    return jax.vmap(partial(jax.random.fold_in, jax.random.key(seed)))(jnp.array(numbers))
+    return jax.vmap(partial(jax.random.fold_in, random_key("samples", seed)))(jnp.array(numbers))
 
 
 def _before_end(tokens: list[int], end_of_text: int) -> list[int]:
@@ -161,15 +123,10 @@ def _before_end(tokens: list[int], end_of_text: int) -> list[int]:
 
 
 def _check(model: GPT, tokenizer: Tokenizer, max_new_tokens: int, seed: int) -> None:
-    _require(1 <= max_new_tokens <= _MOST, "max_new_tokens", max_new_tokens, f"must be between 1 and {_MOST}")
-    _require(0 <= seed < 2**31, "seed", seed, "must be between 0 and 2147483647")
+    require(1 <= max_new_tokens <= _MOST, "max_new_tokens", max_new_tokens, f"must be between 1 and {_MOST}")
+    require(0 <= seed < 2**31, "seed", seed, "must be between 0 and 2147483647")
     if tokenizer.vocab_size != model.config.vocab_size:
         raise UserError(
             f"the tokenizer has {tokenizer.vocab_size} tokens and the model {model.config.vocab_size}: "
             "use the tokenizer that the model was trained with"
         )
-
-
-def _require(condition: bool, name: str, value: Any, what: str) -> None:
-    if not condition:
-        raise UsageError(f"{name} {value}: {what}")

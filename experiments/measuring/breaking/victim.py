@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from tinygpt_jax.errors import UserError
-from tinygpt_jax.training.checkpoint_files import checkpoints
+from tinygpt_jax.runs.checkpoint_files import checkpoints
 
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
 

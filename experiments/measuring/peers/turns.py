@@ -61,7 +61,7 @@ class TrainingTurns:
     """A trainer and batches for it."""
 
     def __init__(self, contestant: str, config: Config, options: dict[str, Any]) -> None:
-        self._trainer = import_module(f"experiments.peers.{contestant}").Trainer(config, **options)
+        self._trainer = import_module(f"experiments.measuring.peers.{contestant}").Trainer(config, **options)
         self._batches = [random_batch(config, seed) for seed in range(8)]
         self._updates = 0  # in a turn
 
@@ -94,7 +94,7 @@ class WritingTurns:
     """A writer and prompts for it."""
 
     def __init__(self, contestant: str, model: ModelConfig) -> None:
-        self._writer = import_module(f"experiments.peers.{contestant}").Writer(model)
+        self._writer = import_module(f"experiments.measuring.peers.{contestant}").Writer(model)
         self._vocab_size = model.vocab_size
 
     def seconds(self, rows: int, prompt_length: int, length: int) -> float:
@@ -111,7 +111,7 @@ class MemoryTurns:
     """What an update of a trainer needs, without running one."""
 
     def __init__(self, contestant: str) -> None:
-        self._analyse = import_module(f"experiments.peers.{contestant}").bytes_of_update
+        self._analyse = import_module(f"experiments.measuring.peers.{contestant}").bytes_of_update
 
     def bytes_of_update(self, config: Config) -> tuple[int, int]:
         """Bytes that stay from update to update, and bytes that an update needs beside them."""

@@ -4,19 +4,20 @@ Nothing that is read is trusted: files are bounded in size, and values of a wron
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from tinygpt_jax.config import Config
 from tinygpt_jax.errors import UserError
-from tinygpt_jax.plots import Curve
-from tinygpt_jax.training.checkpoint_files import checkpoints
-from tinygpt_jax.training.run_folder import LINES, WHOLE, has_changed
+from tinygpt_jax.runs.checkpoint_files import checkpoints
+from tinygpt_jax.runs.folder import LINES, WHOLE, has_changed
 
 _MAX_BYTES = 64 * 2**20  # a run of a million steps writes a fifth of this
 _MAX_BINS = 10_000
+Curve = Sequence[tuple[float, float]]  # (step, value)
+
 MAX_LOSS = 700.0  # nats; beyond it the perplexity is no number any more
 
 

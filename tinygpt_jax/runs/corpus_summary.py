@@ -1,18 +1,18 @@
 """`corpus.json` of a run folder: what a report needs to know about the stories, so that it can do without them."""
 
 import json
+import math
 import re
 from collections import Counter, defaultdict
 from pathlib import Path
 
 import numpy as np
 
-from tinygpt_jax.atomic import write_atomically
 from tinygpt_jax.config import Config
 from tinygpt_jax.data.batches import evaluation_batches
 from tinygpt_jax.data.corpus import Corpus
 from tinygpt_jax.evaluation import token_bytes, unigram
-from tinygpt_jax.plots import length_histogram
+from tinygpt_jax.files import write_atomically
 
 _STORIES_TO_COUNT = 20_000  # for the most frequent words, so many stories are enough
 _FREQUENT_WORDS = 300
@@ -49,6 +49,28 @@ def write_summary(workdir: Path, config: Config, corpus: Corpus) -> None:
     }
     text = json.dumps(summary, indent=1) + "\n"
     write_atomically(workdir / "corpus.json", text.encode())
+
+
+def length_histogram(lengths: np.ndarray, context_length: int) -> dict[str, list[int]]:
+    """Count stories by their length in tokens, end-of-text included: what `story_lengths` draws.
+
+    Returns:
+        `edges`, [bins + 1], and `counts`, [bins], as `numpy.histogram` has them: a bin holds the lengths from its
+        left edge up to its right one, without that. Bins are equally wide; one more may hold a long tail. One edge
+        is context_length + 1, so that the stories too long for the context are whole bins.
+    """
+    shortest, longest = int(lengths.min()), int(lengths.max())
+    # One story of 50,000 tokens must not squeeze all others into one bin: of those that are too long for the context,
+    # the longest in a thousand share theirs.
+    high = max(int(np.quantile(lengths, 0.999)), min(longest, context_length + 1))
+    width = max(1, math.ceil((high + 1 - shortest) / 50))
+    first = (shortest - context_length - 1) // width
+    last = -((context_length - high) // width)
+    edges = context_length + 1 + width * np.arange(first, last + 1)
+    if longest >= edges[-1]:
+        edges = np.append(edges, longest + 1)
+    counts, _ = np.histogram(lengths, edges)
+    return {"edges": edges.tolist(), "counts": counts.tolist()}
 
 
 def _shown_bytes_per_token(config: Config, corpus: Corpus, spelled: np.ndarray) -> float:

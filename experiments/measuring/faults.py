@@ -1,4 +1,4 @@
-"""Break runs on purpose: python -m experiments.faults --part kills --count 200
+"""Break runs on purpose: python -m experiments.measuring.faults --part kills --count 200
 
 kills        SIGKILL, SIGTERM and Ctrl-C at random moments of real training processes, again and again until the run
              ends: is the result the same to the byte as that of a run nobody touched?
@@ -27,8 +27,8 @@ from pathlib import Path
 from typing import Literal
 
 from experiments import cli
-from experiments.breaking.outcome import compare, outcome
-from experiments.breaking.victim import (
+from experiments.measuring.breaking.outcome import compare, outcome
+from experiments.measuring.breaking.victim import (
     MOMENTS,
     SIGNALS,
     check_code,
@@ -42,7 +42,7 @@ from experiments.breaking.victim import (
     wait_for,
 )
 from tinygpt_jax.errors import UsageError, UserError
-from tinygpt_jax.training.checkpoint_files import checkpoints
+from tinygpt_jax.runs.checkpoint_files import checkpoints
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         # Prepared stories, compiled programs and temporary files of their own.
         os.environ |= {"TINYGPT_CACHE": str(folder / "cache"), "TMPDIR": str(folder / "tmp")}
         if arguments.part == "corruption":
-            from experiments.breaking.corruption import corruption
+            from experiments.measuring.breaking.corruption import corruption
 
             corruption(folder, arguments.count, arguments.seed)
         else:

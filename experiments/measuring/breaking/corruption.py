@@ -18,12 +18,12 @@ from unittest import mock
 import jax
 
 from experiments import cli, evaluate, generate, train
-from experiments.breaking.outcome import outcome
-from experiments.breaking.victim import TINY
+from experiments.measuring.breaking.outcome import outcome
+from experiments.measuring.breaking.victim import TINY
 from tinygpt_jax.errors import UserError
-from tinygpt_jax.run_record import read_record
-from tinygpt_jax.training import checkpoint, loop
-from tinygpt_jax.training.checkpoint_files import Checkpoint, Progress
+from tinygpt_jax.runs.checkpoint_files import Checkpoint, Progress
+from tinygpt_jax.runs.record import read_record
+from tinygpt_jax.training import checkpoint
 from tinygpt_jax.training.step import TrainState
 
 LAST = 16
@@ -49,7 +49,7 @@ def corruption(folder: Path, count: int, seed: int) -> None:
     """
     jax.config.update("jax_compilation_cache_dir", str(folder / "cache" / "compiled"))
     case, chance, tally = folder / "case", random.Random(seed), Counter()
-    with mock.patch.object(loop, "write_report", lambda workdir: workdir / "report.html"):
+    with mock.patch("tinygpt_jax.report.write_report"):
         original = make_original(folder / "original")
         expected = outputs(shutil.copytree(original, case))
         damages = [(path, damage) for path in files(original) for damage in DAMAGES]

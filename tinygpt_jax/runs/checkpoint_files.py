@@ -13,11 +13,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tinygpt_jax.checksums import own_checksum
 from tinygpt_jax.config import Config
 from tinygpt_jax.errors import UserError
+from tinygpt_jax.files import own_checksum
+from tinygpt_jax.runs.folder import Mark
 from tinygpt_jax.tokenizer import Tokenizer
-from tinygpt_jax.training.run_folder import Mark
 
 FORMAT_VERSION = 1
 _MAX_JSON_BYTES = 64 * 2**20  # no JSON file of a checkpoint comes near this

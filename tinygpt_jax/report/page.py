@@ -8,11 +8,11 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from tinygpt_jax import page, plots
-from tinygpt_jax.atomic import write_atomically
 from tinygpt_jax.config import Config
-from tinygpt_jax.drawing import figures, percent
-from tinygpt_jax.run_record import MAX_LOSS, RunRecord, Sample, read_record
+from tinygpt_jax.files import write_atomically
+from tinygpt_jax.report import html, plots
+from tinygpt_jax.report.drawing import figures, percent
+from tinygpt_jax.runs.record import MAX_LOSS, RunRecord, Sample, read_record
 
 _SAMPLES_PER_PROMPT = 6
 
@@ -38,22 +38,22 @@ def write_report(workdir: Path) -> Path:
     record = read_record(workdir)
     pictures = _draw_pictures(record, workdir / "plots")
     parts = [
-        page.cards(_headline(record)),
-        page.notes(record.problems),
+        html.cards(_headline(record)),
+        html.notes(record.problems),
         *pictures,
         *_stories(record.samples),
-        page.heading("Data and speed"),
-        page.tables([("Stories", list(_corpus_rows(record))), ("Speed", list(_speed_rows(record)))]),
+        html.heading("Data and speed"),
+        html.tables([("Stories", list(_corpus_rows(record))), ("Speed", list(_speed_rows(record)))]),
         *_configuration(record.config),
     ]
     path = workdir / "report.html"
-    write_atomically(path, page.page(record.name, _subtitle(record), parts))
+    write_atomically(path, html.page(record.name, _subtitle(record), parts))
     return path
 
 
 def _draw_pictures(record: RunRecord, folder: Path) -> list[str]:
     """Draw what there is data for, as parts of the page; what there is none for becomes a problem."""
-    parts = [page.heading("Pictures")]
+    parts = [html.heading("Pictures")]
 
     def draw(name: str, possible: bool, picture: Callable[[Path], str]) -> None:
         if not possible:
@@ -61,7 +61,7 @@ def _draw_pictures(record: RunRecord, folder: Path) -> list[str]:
             return
         path = folder / f"{name}.png"
         title = picture(path)
-        parts.append(page.picture(path.read_bytes(), title, _CAPTIONS[name]))
+        parts.append(html.picture(path.read_bytes(), title, _CAPTIONS[name]))
 
     losses = record.training_loss, record.validation_loss
     references = _references(record)
@@ -129,12 +129,12 @@ def _stories(samples: list[Sample]) -> Iterator[str]:
     if not samples:
         return
     explanation = f"Up to {_SAMPLES_PER_PROMPT} per prompt, evenly spaced from first to last; samples.jsonl has all."
-    yield page.heading("Stories while it learned", explanation)
+    yield html.heading("Stories while it learned", explanation)
     for prompt in dict.fromkeys(sample.prompt for sample in samples):
         written = [sample for sample in samples if sample.prompt == prompt]
         shown = min(_SAMPLES_PER_PROMPT, len(written))
         indices = [round(i * (len(written) - 1) / max(shown - 1, 1)) for i in range(shown)]
-        yield page.stories(prompt, ((f"step {written[i].step:,}", written[i].text) for i in indices))
+        yield html.stories(prompt, ((f"step {written[i].step:,}", written[i].text) for i in indices))
 
 
 def _corpus_rows(record: RunRecord) -> Iterator[tuple[str, str, str]]:
@@ -160,9 +160,9 @@ def _speed_rows(record: RunRecord) -> Iterator[tuple[str, str, str]]:
 
 def _configuration(config: Config | None) -> Iterator[str]:
     if config is not None:
-        yield page.heading("Configuration", "Marked: what differs from the defaults, which are the reference system.")
+        yield html.heading("Configuration", "Marked: what differs from the defaults, which are the reference system.")
         groups, defaults = dataclasses.asdict(config), dataclasses.asdict(Config())
-        yield page.tables((name.capitalize(), list(_setting_rows(groups[name], defaults[name]))) for name in groups)
+        yield html.tables((name.capitalize(), list(_setting_rows(groups[name], defaults[name]))) for name in groups)
 
 
 def _setting_rows(values: dict[str, Any], defaults: dict[str, Any]) -> Iterator[tuple[str, str, str]]:

@@ -12,7 +12,7 @@ from tinygpt_jax.config import Config, DataConfig, ModelConfig
 from tinygpt_jax.data.corpus import prepare
 from tinygpt_jax.data.grammar import log_probability
 from tinygpt_jax.report import write_report
-from tinygpt_jax.summary import write_summary
+from tinygpt_jax.runs.corpus_summary import write_summary
 
 
 @pytest.fixture(scope="module")

@@ -9,8 +9,8 @@ import numpy as np
 from jax.sharding import SingleDeviceSharding
 
 from tinygpt_jax.errors import UserError
+from tinygpt_jax.runs.checkpoint_files import checkpoints
 from tinygpt_jax.training.checkpoint import restore_state
-from tinygpt_jax.training.checkpoint_files import checkpoints
 from tinygpt_jax.training.optimizer import make_optimizer
 
 

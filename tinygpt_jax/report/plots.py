@@ -14,14 +14,13 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from tinygpt_jax import drawing
-from tinygpt_jax.atomic import write_atomically
-from tinygpt_jax.drawing import figures, percent, plain
+from tinygpt_jax.files import write_atomically
+from tinygpt_jax.report import drawing
+from tinygpt_jax.report.drawing import figures, percent, plain
+from tinygpt_jax.runs.record import Curve
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-Curve = Sequence[tuple[float, float]]
 
 
 def loss_curves(training: Curve, validation: Curve, references: Mapping[str, float], path: Path) -> str:
@@ -114,28 +113,6 @@ def comparison_curves(curves: Mapping[str, Curve], floor: float, uniform: float,
     drawing.finish(axes, title)
     drawing.save(figure, path)
     return title
-
-
-def length_histogram(lengths: np.ndarray, context_length: int) -> dict[str, list[int]]:
-    """Count stories by their length in tokens, end-of-text included: what `story_lengths` draws.
-
-    Returns:
-        `edges`, [bins + 1], and `counts`, [bins], as `numpy.histogram` has them: a bin holds the lengths from its
-        left edge up to its right one, without that. Bins are equally wide; one more may hold a long tail. One edge
-        is context_length + 1, so that the stories too long for the context are whole bins.
-    """
-    shortest, longest = int(lengths.min()), int(lengths.max())
-    # One story of 50,000 tokens must not squeeze all others into one bin: of those that are too long for the context,
-    # the longest in a thousand share theirs.
-    high = max(int(np.quantile(lengths, 0.999)), min(longest, context_length + 1))
-    width = max(1, math.ceil((high + 1 - shortest) / 50))
-    first = (shortest - context_length - 1) // width
-    last = -((context_length - high) // width)
-    edges = context_length + 1 + width * np.arange(first, last + 1)
-    if longest >= edges[-1]:
-        edges = np.append(edges, longest + 1)
-    counts, _ = np.histogram(lengths, edges)
-    return {"edges": edges.tolist(), "counts": counts.tolist()}
 
 
 def story_lengths(

@@ -1,0 +1,75 @@
+"""A file is written whole or not at all, and a lock excludes whatever happens to its file."""
+
+import os
+import shutil
+import threading
+from pathlib import Path
+
+import pytest
+
+from tinygpt_jax.errors import UserError
+from tinygpt_jax.files import locked, write_atomically
+
+
+def test_folders_are_made_and_content_replaced(tmp_path):
+    path = tmp_path / "a" / "b.txt"
+    for content in (b"first", b"second"):
+        write_atomically(path, content)
+        assert path.read_bytes() == content
+    assert list(path.parent.iterdir()) == [path]
+
+
+@pytest.mark.parametrize(("place", "function"), [(os, "fsync"), (Path, "replace")])
+def test_a_failure_leaves_the_old_file_and_no_other(tmp_path, monkeypatch, place, function):
+    """Guards against writing to the file itself, and against a partial file left after a full disk."""
+    path = tmp_path / "page.html"
+    write_atomically(path, b"old")
+
+    def fail(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(place, function, fail)
+    with pytest.raises(UserError, match=r"page\.html: No space left on device") as error:
+        write_atomically(path, b"new")
+    assert "\n" not in str(error.value)
+    assert path.read_bytes() == b"old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_file_in_the_place_of_the_folder_is_named(tmp_path):
+    (tmp_path / "plots").write_text("")
+    with pytest.raises(UserError, match="plots"):
+        write_atomically(tmp_path / "plots" / "loss.png", b"")
+
+
+def test_a_lock_that_was_removed_while_it_was_held_still_excludes(tmp_path):
+    """Guards against a waiter that dies of the removed folder, or that gets a lock nobody else can see."""
+    path, events, inside = tmp_path / "corpus" / "lock", [], threading.Event()
+
+    def wait_for_it():
+        with locked(path, lambda holder: inside.set()):
+            events.append("second in")
+            with locked(tmp_path / "other", lambda holder: None):  # locks of other files are others
+                events.append(path.exists())
+
+    with locked(path, lambda holder: pytest.fail("nobody holds it")):
+        second = threading.Thread(target=wait_for_it)
+        second.start()
+        assert inside.wait(10)
+        shutil.rmtree(path.parent)
+        events.append("first out")
+    second.join(10)
+    assert events == ["first out", "second in", True]
+
+
+def test_who_holds_a_lock_is_named(tmp_path):
+    with locked(tmp_path / "lock", lambda holder: None):
+        holders = []
+
+        def refuse(holder):
+            holders.append(holder)
+            raise UserError("busy")
+
+        with pytest.raises(UserError, match="busy"), locked(tmp_path / "lock", refuse):
+            pass
+    assert holders == [str(os.getpid())]

@@ -1,0 +1,3 @@
+"""A run as pictures and as one page."""
+
+from tinygpt_jax.report.page import write_report as write_report
