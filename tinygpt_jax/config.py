@@ -171,25 +171,21 @@ class Config:
             document = json.loads(text)
         except (json.JSONDecodeError, RecursionError) as error:
             raise UsageError(f"the configuration is not JSON: {error}") from None
-        groups = {item.name: item for item in dataclasses.fields(cls)}
+        groups: dict[str, Any] = {item.name: item.type for item in dataclasses.fields(cls)}
         _check_names(document, groups, "the configuration")
-        return cls(**{name: _group_from_dict(item.type, name, document.get(name, {})) for name, item in groups.items()})
+        for name, group in groups.items():
+            _check_names(document.setdefault(name, {}), [item.name for item in dataclasses.fields(group)], name)
+        return cls(**{name: group(**document[name]) for name, group in groups.items()})
 
     def differences(self, other: "Config", ignore: frozenset[str] = frozenset()) -> list[str]:
         """Lines like `model.d_model: 128 here, 256 there` for every field that differs and is not ignored."""
-        lines = []
-        for group in dataclasses.fields(self):
-            mine, theirs = getattr(self, group.name), getattr(other, group.name)
-            for item in dataclasses.fields(mine):
-                a, b = getattr(mine, item.name), getattr(theirs, item.name)
-                if a != b and item.name not in ignore:
-                    lines.append(f"{group.name}.{item.name}: {a} here, {b} there")
-        return lines
-
-
-def _group_from_dict(cls: Any, name: str, values: Any) -> Any:
-    _check_names(values, {item.name for item in dataclasses.fields(cls)}, name)
-    return cls(**values)
+        theirs = dataclasses.asdict(other)
+        return [
+            f"{group}.{name}: {value} here, {theirs[group][name]} there"
+            for group, mine in dataclasses.asdict(self).items()
+            for name, value in mine.items()
+            if value != theirs[group][name] and name not in ignore
+        ]
 
 
 def _check_names(values: Any, known: Any, where: str) -> None:

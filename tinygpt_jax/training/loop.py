@@ -100,7 +100,7 @@ class _Loop:
                 self.log.add(self.step, metrics)
                 is_last = self.step == parts.total_steps
                 evaluates = is_last or self.step % training.eval_every == 0
-                saves = evaluates or stop or self.step % (training.save_every or self.step + 1) == 0
+                saves = evaluates or stop or (training.save_every and self.step % training.save_every == 0)
                 if saves:
                     self.log.read()
                     with self.log.pause():

@@ -30,31 +30,25 @@ class Reporter:
 
     def __init__(self, start: int, total: int) -> None:
         """Show updates `start` to `total`."""
-        self._total, self._bar = total, None
-        if sys.stderr is not None and sys.stderr.isatty():
-            from tqdm import tqdm
+        from tqdm import tqdm
 
-            self._bar = tqdm(total=total, initial=start, unit="step", dynamic_ncols=True, file=sys.stderr)
+        hidden = sys.stderr is None or not sys.stderr.isatty()
+        self._bar = tqdm(total=total, initial=start, unit="step", dynamic_ncols=True, disable=hidden)
 
     def update(self, step: int, text: str, left: str) -> None:
-        """Show `text` about the updates up to `step`, and how much time is left."""
-        if self._bar is not None:  # which reckons for itself
-            self._bar.set_postfix_str(text, refresh=False)
-            self._bar.update(step - self._bar.n)
-        else:
-            self.note(f"step {step:,}/{self._total:,}: {text}, {left} left")
+        """Show `text` about the updates up to `step`, and how much time is left, which a bar reckons for itself."""
+        self._bar.set_postfix_str(text, refresh=False)
+        self._bar.update(step - self._bar.n)
+        if self._bar.disable:
+            self.note(f"step {step:,}/{self._bar.total:,}: {text}, {left} left")
 
     def note(self, text: str) -> None:
         """Print a line of its own, above the bar where there is one."""
-        if self._bar is not None:
-            self._bar.write(text, file=sys.stderr)
-        else:
-            print(text, file=sys.stderr, flush=True)
+        self._bar.write(text, file=sys.stderr)
 
     def close(self) -> None:
         """Leave the bar as it stands."""
-        if self._bar is not None:
-            self._bar.close()
+        self._bar.close()
 
 
 class TrainingLog:
@@ -129,10 +123,8 @@ class TrainingLog:
     def pause(self) -> Iterator[None]:
         """What is done inside is no update: its time counts for none."""
         began = self._clock()
-        try:
-            yield
-        finally:
-            self._since += self._clock() - began
+        yield
+        self._since += self._clock() - began
 
     def close(self) -> None:
         """Close the files, and leave the progress bar."""

@@ -32,18 +32,14 @@ class Parts:
         model = dataclasses.replace(config.model, vocab_size=corpus.tokenizer.vocab_size)
         self.config, self.corpus, self.mesh = dataclasses.replace(config, model=model), corpus, mesh
         training = config.training
-        rows = {
-            "layout": config.data.layout,
-            "context_length": model.context_length,
-            "batch_size": training.batch_size,
-            "end_of_text": corpus.tokenizer.end_of_text,
-        }
+        rows = {"layout": config.data.layout, "context_length": model.context_length, "batch_size": training.batch_size}
+        rows["end_of_text"] = corpus.tokenizer.end_of_text
         self.model = GPT(model, resolve_dtype(training.compute_dtype), training.remat)
         self.batches = TrainingBatches(corpus.train, seed=training.seed, **rows)
         self.validation = evaluation_batches(corpus.validation, limit=training.eval_batches, **rows)
         steps = training.steps or training.epochs * self.batches.per_epoch
         require(
-            steps <= MOST_STEPS, "epochs", training.epochs, f"are {steps:,.0f} steps; at most {MOST_STEPS:,} can be"
+            steps <= MOST_STEPS, "epochs", training.epochs, f"must be at most {MOST_STEPS:,} steps, not {steps:,.0f}"
         )
         self.total_steps = max(1, round(steps))
         self.learning_rate = learning_rate_schedule(config.optimizer, self.total_steps)
