@@ -18,7 +18,7 @@ from tinygpt_jax.errors import UserError
 from tinygpt_jax.model import GPT
 from tinygpt_jax.tokenizer import Tokenizer
 
-_LOGITS_BYTES = 2**28  # evaluate as many positions at once as have logits of this size
+_EVALUATED_BYTES = 2**28  # evaluate as many positions at once as have logits of this size
 _COUNTED_AT_ONCE = 2**24  # tokens; counting needs 8 bytes for each
 
 
@@ -140,7 +140,7 @@ def _batch_sums(
 
     # All positions' logits together would be the largest array by far. Cutting time, not rows, leaves a batch
     # that is sharded over devices as it is.
-    at_once = max(1, _LOGITS_BYTES // (4 * inputs.shape[0] * model.config.vocab_size))
+    at_once = max(1, _EVALUATED_BYTES // (4 * inputs.shape[0] * model.config.vocab_size))
     positions = jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), (hidden, targets, mask))
     nats, correct = jax.lax.map(sums_at_position, positions, batch_size=min(at_once, inputs.shape[1]))
     return jnp.sum(nats), jnp.sum(correct), jnp.sum(mask), jnp.sum(jnp.where(mask, token_bytes[targets], 0))
