@@ -94,7 +94,7 @@ def test_whole_model_on_one_token():
 
 
 def test_layer_norm_alone(draw):
-    x, module = draw(2, 5, D_MODEL), LayerNorm(D_MODEL)
+    x, module = draw(2, 5, D_MODEL), LayerNorm(tiny())
     params = scrambled(module, jnp.asarray(x))
     assert_close(module.apply({"params": params}, jnp.asarray(x)), reference.layer_norm(x, **exact(params)))
 

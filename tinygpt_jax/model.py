@@ -48,7 +48,7 @@ class GPT(nn.Module):
         block = nn.remat(Block) if self.remat else Block
         self.blocks = [block(c, self.arithmetic) for _ in range(c.n_layers)]
         if c.norm == "pre":
-            self.final_norm = LayerNorm(c.d_model, self.arithmetic)
+            self.final_norm = LayerNorm(c, self.arithmetic)
         if not c.tie_embeddings:
             self.head_weight = self.param("head_weight", normal(0.02), (c.vocab_size, c.d_model))
 
@@ -126,19 +126,21 @@ class GPT(nn.Module):
         return self.arithmetic.token_logits(hidden, self._head())
 
 
-class Block(nn.Module):
-    """Attention and feed-forward, each with dropout, a residual connection and a LayerNorm after or before it."""
+class _Part(nn.Module):
+    """What every part of the model is given."""
 
     config: ModelConfig
     arithmetic: Any = functional
 
+
+class Block(_Part):
+    """Attention and feed-forward, each with dropout, a residual connection and a LayerNorm after or before it."""
+
     def setup(self) -> None:
         """Declare the sub-layers."""
-        config, arithmetic = self.config, self.arithmetic
-        self.attention = SelfAttention(config, arithmetic)
-        self.attention_norm = LayerNorm(config.d_model, arithmetic)
-        self.feed_forward = FeedForward(config, arithmetic)
-        self.feed_forward_norm = LayerNorm(config.d_model, arithmetic)
+        given = (self.config, self.arithmetic)
+        self.attention, self.attention_norm = SelfAttention(*given), LayerNorm(*given)
+        self.feed_forward, self.feed_forward_norm = FeedForward(*given), LayerNorm(*given)
 
     def __call__(
         self,
@@ -164,11 +166,8 @@ class Block(nn.Module):
         return x, cache
 
 
-class SelfAttention(nn.Module):
+class SelfAttention(_Part):
     """Causal multi-head attention of a sequence to itself (Vaswani et al. 2017, 3.2.2 and 3.2.3)."""
-
-    config: ModelConfig
-    arithmetic: Any = functional
 
     @nn.compact
     def __call__(
@@ -197,11 +196,8 @@ class SelfAttention(nn.Module):
         return F.linear(F.merge_heads(mixed), out_weight, out_bias), cache
 
 
-class FeedForward(nn.Module):
+class FeedForward(_Part):
     """The position-wise network of a block."""
-
-    config: ModelConfig
-    arithmetic: Any = functional
 
     @nn.compact
     def __call__(self, x: Float[Array, "b t d"]) -> Float[Array, "b t d"]:
@@ -217,17 +213,14 @@ class FeedForward(nn.Module):
         )
 
 
-class LayerNorm(nn.Module):
+class LayerNorm(_Part):
     """Normalise features, with a learned scale and bias."""
-
-    features: int
-    arithmetic: Any = functional
 
     @nn.compact
     def __call__(self, x: Float[Array, "*batch d"]) -> Float[Array, "*batch d"]:
         """Apply `layer_norm`."""
-        scale = self.param("scale", ones, (self.features,))
-        bias = self.param("bias", zeros, (self.features,))
+        scale = self.param("scale", ones, (self.config.d_model,))
+        bias = self.param("bias", zeros, (self.config.d_model,))
         return self.arithmetic.layer_norm(x, scale, bias)
 
 
