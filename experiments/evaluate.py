@@ -89,7 +89,7 @@ def _measure(run: "Run", split: "Split", with_training_rows: bool) -> dict[str, 
     if with_training_rows:
         layout = run.config.data.layout
         results[f"{layout}_rows"] = measured(evaluation_batches(split, layout, *shape))
-    results["unigram"] = unigram(split, lengths)
+    results["unigram"] = unigram(split.tokens, lengths)
     if split.entropy is not None:
         tokens = results["unigram"].tokens
         results["exact_entropy"] = Evaluation(split.entropy / tokens, None, tokens, split.n_bytes)

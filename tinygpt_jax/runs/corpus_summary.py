@@ -42,7 +42,7 @@ def write_summary(workdir: Path, config: Config, corpus: Corpus) -> None:
         "validation_stories": validation.n_stories,
         "validation_tokens": len(validation.tokens),
         "shown_bytes_per_token": _shown_bytes_per_token(config, corpus, spelled),
-        "unigram_entropy": unigram(validation, spelled).loss,
+        "unigram_entropy": unigram(validation.tokens, spelled).loss,
         "entropy": None if cut or validation.entropy is None else validation.entropy / len(validation.tokens),
         "length_histogram": length_histogram(np.diff(train.offsets), context_length),
         "words": _frequent_words(corpus),
