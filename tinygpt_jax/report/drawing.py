@@ -1,7 +1,7 @@
-"""How every picture looks: its size, colours, axes, numbers, and the labels at the ends of its lines."""
+"""How every picture looks: its size, colours, axes, lines and numbers."""
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -20,7 +20,6 @@ GREY, BLACK = "#5F5F5F", "#333333"
 
 SIZE_PIXELS = (1200, 675)
 _DOTS_PER_INCH = 170
-_LABEL_GAP = 0.068  # height of a line of text, as a share of the height of a picture's only axes
 
 
 def new_figure() -> "Figure":
@@ -29,6 +28,11 @@ def new_figure() -> "Figure":
 
     width, height = SIZE_PIXELS
     return Figure((width / _DOTS_PER_INCH, height / _DOTS_PER_INCH), dpi=_DOTS_PER_INCH, layout="constrained")
+
+
+def caption(figure: "Figure", title: str) -> None:
+    """The title of a figure of several axes."""
+    figure.suptitle(title, x=0.01, ha="left", fontweight="bold", fontsize=10.5)
 
 
 def save(figure: "Figure", path: Path) -> None:
@@ -42,7 +46,7 @@ def save(figure: "Figure", path: Path) -> None:
     write_atomically(path, buffer.getvalue())
 
 
-def finish(axes: "Axes", title: str) -> None:
+def finish(axes: "Axes", title: str = "") -> None:
     """The last touches, once scales and limits are set: the title, a quiet grid, and ticks as plain numbers."""
     from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
@@ -50,7 +54,7 @@ def finish(axes: "Axes", title: str) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", color="#E6E6E6", linewidth=0.8)
     axes.set_axisbelow(True)
-    if axes.get_xlabel() == "step":
+    if axes.get_xlabel().startswith("step"):
         axes.xaxis.set_major_locator(MaxNLocator(nbins="auto", steps=[1, 2, 2.5, 5, 10], integer=True))
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_formatter(lambda value, _: plain(value))
@@ -62,40 +66,31 @@ def finish(axes: "Axes", title: str) -> None:
             axis.set_minor_formatter(NullFormatter())
 
 
-def limit_y(axes: "Axes", values: Sequence[float]) -> None:
-    """Fix the y axis around the values: from 0 if linear, with a little room beyond either end if logarithmic."""
+def limit_y(axes: "Axes", values: Sequence[float], from_zero: bool = True) -> None:
+    """Fix the y axis around the values, with room for a name beyond either end; from 0 unless it is logarithmic."""
     low, high = min(values), max(values)
     if axes.get_yscale() == "log":
-        room = max((high / low) ** 0.06, 1.1)
+        room = max((high / low) ** 0.08, 1.03)
         axes.set_ylim(low / room, high * room)
     else:
-        axes.set_ylim(min(0.0, low), 1.06 * high or 1.0)
+        low = min(0.0, low) if from_zero else low
+        room = 0.08 * (high - low) or 1.0
+        axes.set_ylim(low if from_zero else low - room, high + room)
 
 
-def reference_lines(axes: "Axes", values: Mapping[str, float]) -> list[tuple[float, str, str]]:
-    """A dashed line at each value; returns their labels for `label_ends`."""
-    for value in values.values():
-        axes.axhline(value, color=GREY, linestyle=(0, (5, 3)), linewidth=1.2)
-    return [(value, f"{name} {figures(value)}", GREY) for name, value in values.items()]
-
-
-def label_ends(axes: "Axes", labels: Sequence[tuple[float, str, str]]) -> None:
-    """Write each (y value, text, colour) to the right of the axes, moved apart where they would overlap.
-
-    To be called once the limits of the y axis are set.
-    """
-    to_share = axes.transScale + axes.transLimits  # from data to shares of the axes' height
-    ordered = sorted(labels)
-    heights: list[float] = []
-    for value, _, _ in ordered:
-        height = float(to_share.transform((1.0, value))[1])
-        heights.append(max(height, heights[-1] + _LABEL_GAP) if heights else height)
-    ceiling = 1.0
-    for index in reversed(range(len(heights))):
-        heights[index] = min(heights[index], ceiling)
-        ceiling = heights[index] - _LABEL_GAP
-    for height, (_, text, colour) in zip(heights, ordered, strict=True):
-        axes.text(1.015, height, text, color=colour, transform=axes.transAxes, va="center", clip_on=False)
+def reference_line(axes: "Axes", value: float, name: str, above: bool) -> None:
+    """A dashed line at a value, its name at its right end, above or below it."""
+    axes.axhline(value, color=GREY, linestyle=(0, (5, 3)), linewidth=1.2)
+    axes.annotate(
+        name,
+        (1, value),
+        (0, 3 if above else -3),
+        xycoords=axes.get_yaxis_transform(),
+        textcoords="offset points",
+        ha="right",
+        va="bottom" if above else "top",
+        color=GREY,
+    )
 
 
 def figures(value: float) -> str:

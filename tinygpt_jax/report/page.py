@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import sys
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -12,15 +13,17 @@ from tinygpt_jax.config import Config
 from tinygpt_jax.files import write_atomically
 from tinygpt_jax.report import html, plots
 from tinygpt_jax.report.drawing import figures, percent
-from tinygpt_jax.runs.record import MAX_LOSS, RunRecord, Sample, read_record
+from tinygpt_jax.runs.record import MAX_LOSS, RunRecord, WrittenStory, read_record
+from tinygpt_jax.terminal import harmless
 
 _SAMPLES_PER_PROMPT = 6
 
 _CAPTIONS = {
     "loss": "Mean cross-entropy. Training: of the updates since the point before, with dropout if any. Validation: of "
     "held-out stories, without. A uniform guess costs ln V; the unigram entropy is the least that is possible without "
-    "looking at the context; the exact entropy, known for the built-in stories, the least that is possible at all.",
-    "perplexity": "exp(loss): the model is as uncertain as a fair choice among so many tokens.",
+    "looking at the context; the exact entropy, known for the built-in stories, the least that is possible at all; both "
+    "of the validation rows that are evaluated. On the right the same without the first tenth of the steps.",
+    "perplexity": "exp(loss): the model is as uncertain as a fair choice among so many tokens. On the right as above.",
     "learning_rate": "Above: the schedule. Below: the global norm of the gradient before clipping, on a log scale.",
     "word_cloud": "Frequent words of the training stories, without those that all English is full of.",
     "story_lengths": "Training stories by their length in tokens, end-of-text included.",
@@ -30,7 +33,7 @@ _CAPTIONS = {
 def write_report(workdir: Path) -> Path:
     """Draw `plots/*.png` and `report.html` in a run folder, and return the page's path.
 
-    A run under way or with damaged files is drawn as far as it goes; the page says what is missing.
+    A run under way or with damaged files is drawn as far as it goes; the page and standard error say what is missing.
 
     Raises:
         UserError: `workdir` is not a run folder, or cannot be written to.
@@ -42,10 +45,15 @@ def write_report(workdir: Path) -> Path:
         html.notes(record.problems),
         *pictures,
         *_stories(record.samples),
-        html.heading("Data and speed"),
-        html.tables([("Stories", list(_corpus_rows(record))), ("Speed", list(_speed_rows(record)))]),
+        html.heading("Stories, progress and speed"),
+        html.tables(
+            (caption, list(rows(record)))
+            for caption, rows in (("Stories", _corpus_rows), ("Progress", _progress_rows), ("Speed", _speed_rows))
+        ),
         *_configuration(record.config),
     ]
+    for problem in record.problems:
+        print(f"warning: {harmless(problem)}", file=sys.stderr)
     path = workdir / "report.html"
     write_atomically(path, html.page(record.name, _subtitle(record), parts))
     return path
@@ -80,7 +88,7 @@ def _draw_pictures(record: RunRecord, folder: Path) -> list[str]:
 
 def _references(record: RunRecord) -> dict[str, float]:
     """Losses to compare with, in nats per token, as far as they are known."""
-    vocab_size, unigram, entropy = map(record.number, ("vocab_size", "unigram_entropy", "entropy"))
+    vocab_size, unigram, entropy = map(record.number, ("vocab_size", "evaluated_unigram_entropy", "evaluated_entropy"))
     known = {
         "uniform guess": math.log(vocab_size) if vocab_size else None,
         "unigram entropy": unigram,
@@ -94,7 +102,7 @@ def _headline(record: RunRecord) -> Iterator[tuple[str, str, str]]:
     if record.validation_loss:
         step, loss = record.validation_loss[-1]
         best_step, best = min(record.validation_loss, key=lambda point: point[1])
-        bits, bytes_per_token = loss / math.log(2), record.number("shown_bytes_per_token")
+        bits, bytes_per_token = loss / math.log(2), record.number("evaluated_bytes_per_token")
         yield "Validation loss", f"{loss:.3f}", f"nats per token, at step {step:,}"
         yield "Best validation loss", f"{best:.3f}", f"nats per token, at step {best_step:,}"
         yield from _distance(loss, _references(record))
@@ -124,7 +132,7 @@ def _distance(loss: float, references: dict[str, float]) -> Iterator[tuple[str, 
         )
 
 
-def _stories(samples: list[Sample]) -> Iterator[str]:
+def _stories(samples: list[WrittenStory]) -> Iterator[str]:
     """What the model wrote from each prompt, from the first to the last evaluation."""
     if not samples:
         return
@@ -140,7 +148,17 @@ def _stories(samples: list[Sample]) -> Iterator[str]:
 def _corpus_rows(record: RunRecord) -> Iterator[tuple[str, str, str]]:
     for name, value in record.corpus.items():
         text = value if isinstance(value, str) else f"{value:,}" if isinstance(value, int) else f"{value:.4f}"
-        yield name.replace("_", " "), text, ""
+        yield name.replace("_", " "), text + " nats per token" * name.endswith("entropy"), ""
+
+
+def _progress_rows(record: RunRecord) -> Iterator[tuple[str, str, str]]:
+    if (done := _steps_done(record)) is not None:
+        yield "steps done", f"{done:,}", ""
+    if record.epoch:
+        yield "epochs done", f"{record.epoch[-1][1]:.2f}", ""
+    if record.config:
+        training = record.config.training
+        yield "planned", f"{training.steps:,} steps" if training.steps else f"{training.epochs:g} epochs", ""
 
 
 def _speed_rows(record: RunRecord) -> Iterator[tuple[str, str, str]]:
@@ -154,14 +172,14 @@ def _speed_rows(record: RunRecord) -> Iterator[tuple[str, str, str]]:
     if record.seconds:
         minutes = sum(seconds for _, seconds in record.seconds) / 60
         yield "time in updates, evaluation left out", f"{minutes:,.1f} minutes", ""
-    if record.epoch:
-        yield "epochs", f"{record.epoch[-1][1]:.2f}", ""
 
 
 def _configuration(config: Config | None) -> Iterator[str]:
     if config is not None:
         yield html.heading("Configuration", "Marked: what differs from the defaults, which are the reference system.")
         groups, defaults = dataclasses.asdict(config), dataclasses.asdict(Config())
+        if config.training.steps:
+            groups["training"]["epochs"] = defaults["training"]["epochs"] = "not used: steps is set"
         yield html.tables((name.capitalize(), list(_setting_rows(groups[name], defaults[name]))) for name in groups)
 
 
@@ -177,5 +195,9 @@ def _subtitle(record: RunRecord) -> str:
         model = record.config.model
         facts += [f"{model.n_layers} layers of width {model.d_model}", f"{model.vocab_size:,} tokens"]
         facts += [f"stories: {record.config.data.source}"]
-    steps = [curve[-1][0] for curve in (record.training_loss, record.validation_loss) if curve]
-    return ", ".join([*facts, f"{max(steps):,} steps" if steps else "no step logged yet"])
+    done = _steps_done(record)
+    return ", ".join([*facts, "no step logged yet" if done is None else f"{done:,} steps"])
+
+
+def _steps_done(record: RunRecord) -> float | None:
+    return max((curve[-1][0] for curve in (record.training_loss, record.validation_loss) if curve), default=None)

@@ -35,12 +35,7 @@ def loss_curves(training: Curve, validation: Curve, references: Mapping[str, flo
         lowest = min(references, key=lambda reference: references[reference])
         distance = last - references[lowest]
         title += f", {figures(abs(distance))} {'below' if distance < 0 else 'above'} the {lowest}"
-    figure = drawing.new_figure()
-    axes = figure.subplots()
-    axes.set(xlabel="step", ylabel="loss (nats per token)")
-    _draw_run(axes, training, validation, references)
-    drawing.finish(axes, title)
-    drawing.save(figure, path)
+    _draw_run(training, validation, references, title, "loss (nats per token)", "linear", path)
     return title
 
 
@@ -50,14 +45,9 @@ def perplexity_curves(training: Curve, validation: Curve, references: Mapping[st
     name, curve = ("Validation", validation) if validation else ("Training", training)
     first = min([*training, *validation])[1]
     title = f"{name} perplexity ends at {figures(curve[-1][1])}; the run began at {figures(first)}"
-    figure = drawing.new_figure()
-    axes = figure.subplots()
-    axes.set(xlabel="step", ylabel="perplexity (log scale)", yscale="log")
     # exp of the unigram entropy is the perplexity of a unigram model, and so on.
     references = {name.removesuffix(" entropy"): math.exp(value) for name, value in references.items()}
-    _draw_run(axes, training, validation, references)
-    drawing.finish(axes, title)
-    drawing.save(figure, path)
+    _draw_run(training, validation, references, title, "perplexity (log scale)", "log", path)
     return title
 
 
@@ -81,8 +71,7 @@ def learning_rate_curves(learning_rate: Curve, gradient_norm: Curve, clip_norm: 
         norm_title = f"Gradient clipped in {percent(clipped)} of the logged steps"
         if min(norms) / 100 < clip_norm < 100 * max(norms):  # a line far away would flatten the curve
             drawing.limit_y(below, [*norms, clip_norm])
-            drawing.reference_lines(below, {"": clip_norm})
-            drawing.label_ends(below, [(clip_norm, f"clipped\nat {clip_norm:g}", drawing.GREY)])
+            drawing.reference_line(below, clip_norm, f"clipped at {clip_norm:g}", above=norms[-1] <= clip_norm)
     drawing.finish(below, norm_title)
     drawing.save(figure, path)
     return f"{title}. {norm_title}"
@@ -102,14 +91,13 @@ def comparison_curves(curves: Mapping[str, Curve], floor: float, uniform: float,
     figure = drawing.new_figure()
     axes = figure.subplots()
     axes.set(xlabel="step", ylabel="reported perplexity (log scale)", yscale="log")
-    references = {"uniform guess": uniform, "lowest possible": floor}
     drawing.limit_y(axes, [value for _, value in [*right_curve, *wrong_curve]] + [floor, uniform])
-    labels = drawing.reference_lines(axes, references)
+    drawing.reference_line(axes, uniform, f"uniform guess {figures(uniform)}", above=True)
+    drawing.reference_line(axes, floor, f"lowest possible {figures(floor)}", above=False)
     for name, curve, colour in ((wrong, wrong_curve, drawing.VERMILLION), (right, right_curve, drawing.BLUE)):
-        _line(axes, curve, colour)
-        labels.append((curve[-1][1], f"{name} {figures(curve[-1][1])}", colour))
+        _line(axes, curve, colour, f"{name} {figures(curve[-1][1])}")
+    axes.legend(frameon=False)
     axes.margins(x=0.01)
-    drawing.label_ends(axes, labels)
     drawing.finish(axes, title)
     drawing.save(figure, path)
     return title
@@ -170,11 +158,11 @@ def token_ranks(counts: np.ndarray, path: Path) -> str:
     axes = figure.subplots()
     axes.set(xlabel="rank of the token (log scale)", ylabel="occurrences (log scale)", xscale="log", yscale="log")
     zipf = present[0] / ranks
-    axes.plot(ranks, zipf, color=drawing.GREY, linestyle=(0, (5, 3)), linewidth=1.2)
-    _line(axes, list(enumerate(present.tolist(), 1)), drawing.BLUE)
+    axes.plot(ranks, zipf, color=drawing.GREY, linestyle=(0, (5, 3)), linewidth=1.2, label="Zipf's law: 1 / rank")
+    _line(axes, list(enumerate(present.tolist(), 1)), drawing.BLUE, "tokens")
     axes.margins(x=0.01)
+    axes.legend(frameon=False)
     drawing.limit_y(axes, [present[0], present[-1], zipf[-1]])
-    drawing.label_ends(axes, [(zipf[-1], "Zipf's law:\n1 / rank", drawing.GREY), (present[-1], "tokens", drawing.BLUE)])
     drawing.finish(axes, title)
     drawing.save(figure, path)
     return title
@@ -205,25 +193,53 @@ def word_cloud(words: Mapping[str, int], path: Path) -> str:
     return f"The words that stand out: {', '.join(ranked[:5])}"
 
 
-def _draw_run(axes: "Axes", training: Curve, validation: Curve, references: Mapping[str, float]) -> None:
-    """Both curves over the reference lines, each named with its last value."""
-    drawing.limit_y(axes, [value for _, value in [*training, *validation]] + list(references.values()))
-    labels = drawing.reference_lines(axes, references)
-    if training:
-        # Thin, so that the noise of thousands of points does not hide the validation loss.
-        _line(axes, training, drawing.ORANGE, thin=True)
-        labels.append((training[-1][1], f"training {figures(training[-1][1])}", drawing.DARK_ORANGE))
-    if validation:
-        _line(axes, validation, drawing.BLUE, dots=len(validation) <= 40)
-        labels.append((validation[-1][1], f"validation {figures(validation[-1][1])}", drawing.BLUE))
-    axes.margins(x=0.01)
-    drawing.label_ends(axes, labels)
+def _draw_run(
+    training: Curve,
+    validation: Curve,
+    references: Mapping[str, float],
+    title: str,
+    ylabel: str,
+    yscale: Literal["linear", "log"],
+    path: Path,
+) -> None:
+    """Both curves with the reference lines; and once more, larger, without the first tenth of the steps.
+
+    A loss falls from ln V to near its end in that tenth, and what it does then would look flat beside the fall.
+    """
+    figure = drawing.new_figure()
+    drawing.caption(figure, title)
+    first = max(step for step, _ in [*training, *validation]) // 10
+    late = [[point for point in curve if point[0] > first] for curve in (training, validation)]
+    panels = {"step": [training, validation], f"step, from {first + 1:,} on": late}
+    if late == panels["step"]:
+        panels.popitem()
+    all_axes = figure.subplots(1, len(panels), squeeze=False)[0]
+    for axes, (xlabel, (training, validation)) in zip(all_axes, panels.items(), strict=True):
+        axes.set(xlabel=xlabel, yscale=yscale)
+        if training:
+            # Thin, so that the noise of thousands of points does not hide the validation loss.
+            _line(axes, training, drawing.ORANGE, f"training {figures(training[-1][1])}", thin=True)
+        if validation:
+            dots = len(validation) <= 40
+            _line(axes, validation, drawing.BLUE, f"validation {figures(validation[-1][1])}", dots=dots)
+        values = [value for _, value in [*training, *validation]]
+        if axes is not all_axes[0]:
+            reach = max(values) - min(values)
+            references = {k: v for k, v in references.items() if min(values) - reach <= v <= max(values) + reach}
+        for reference, value in references.items():
+            drawing.reference_line(axes, value, f"{reference} {figures(value)}", above=value > values[-1])
+        drawing.limit_y(axes, [*values, *references.values()], from_zero=axes is all_axes[0])
+        axes.margins(x=0.01)
+        drawing.finish(axes)
+    all_axes[0].set_ylabel(ylabel)
+    all_axes[-1].legend(frameon=False)
+    drawing.save(figure, path)
 
 
-def _line(axes: "Axes", curve: Curve, colour: str, thin: bool = False, dots: bool = False) -> None:
+def _line(axes: "Axes", curve: Curve, colour: str, label: str = "", thin: bool = False, dots: bool = False) -> None:
     steps, values = zip(*curve, strict=True)
     marker = "o" if dots or len(curve) == 1 else ""  # a line through one point cannot be seen
-    axes.plot(steps, values, color=colour, linewidth=1.2 if thin else 2.0, marker=marker, markersize=4)
+    axes.plot(steps, values, color=colour, label=label, linewidth=1.2 if thin else 2.0, marker=marker, markersize=4)
 
 
 def _exp(curve: Curve) -> Curve:

@@ -5,16 +5,17 @@ Nothing that is read is trusted: files are bounded in size, and values of a wron
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from tinygpt_jax.config import Config
 from tinygpt_jax.errors import UserError
+from tinygpt_jax.files import read_text
 from tinygpt_jax.runs.checkpoint_files import checkpoints
 from tinygpt_jax.runs.folder import LINES, WHOLE, has_changed
 
-_MAX_BYTES = 64 * 2**20  # a run of a million steps writes a fifth of this
 _MAX_BINS = 10_000
 Curve = Sequence[tuple[float, float]]  # (step, value)
 
@@ -22,8 +23,8 @@ MAX_LOSS = 700.0  # nats; beyond it the perplexity is no number any more
 
 
 @dataclass(frozen=True)
-class Sample:
-    """A story that the model wrote during training."""
+class WrittenStory:
+    """What the model wrote during training."""
 
     step: int
     prompt: str
@@ -48,7 +49,7 @@ class RunRecord:
     seconds: Curve = field(default_factory=list)  # since the point before
     tokens_per_second: Curve = field(default_factory=list)
     share_of_peak: Curve = field(default_factory=list)
-    samples: list[Sample] = field(default_factory=list)
+    samples: list[WrittenStory] = field(default_factory=list)
     corpus: Mapping[str, Any] = field(default_factory=dict)  # the plain values of corpus.json
     words: dict[str, int] = field(default_factory=dict)
     length_histogram: dict[str, list[int]] | None = None
@@ -111,7 +112,7 @@ def _read_timings(record: RunRecord, path: Path) -> None:
 def _read_samples(record: RunRecord, path: Path) -> None:
     for line in _read_lines(record, path):
         if isinstance(line.get("prompt"), str) and isinstance(line.get("text"), str):
-            record.samples.append(Sample(line["step"], line["prompt"], line["text"]))
+            record.samples.append(WrittenStory(line["step"], line["prompt"], line["text"]))
 
 
 def _read_corpus(record: RunRecord, path: Path) -> None:
@@ -124,6 +125,11 @@ def _read_corpus(record: RunRecord, path: Path) -> None:
     record.corpus = {
         name: value for name, value in document.items() if isinstance(value, str) or _is_number(value, 0, 1e15)
     }
+    if "unigram_entropy" in document:
+        record.problems.append(
+            "corpus.json is of an earlier version: its entropies are of other stories than the loss, and left out; "
+            "remove it and give the training command again, which writes it anew"
+        )
     words = document.get("words")
     if isinstance(words, dict):
         record.words = {
@@ -149,16 +155,21 @@ def _histogram(value: Any) -> dict[str, list[int]] | None:
 
 def _compare_with_checkpoint(record: RunRecord, workdir: Path) -> None:
     """Say which files are no longer what they were when the newest checkpoint was saved."""
-    for saved in checkpoints(workdir)[-1:]:
+    while newest := checkpoints(workdir)[-1:]:
         try:
-            marks = saved.progress().files
+            marks = newest[0].progress().files
         except UserError as error:
+            if checkpoints(workdir)[-1:] != newest:
+                continue  # training saved another one, and removed this one while we looked
             record.problems.append(f"the newest checkpoint is damaged: {error}")
             return
         for name in LINES + WHOLE:
             path = workdir / name
-            if name in marks and path.is_file() and has_changed(path, marks[name]):
-                record.problems.append(f"{name} has changed since the checkpoint of step {saved.step} was saved")
+            with suppress(OSError):  # which was said when it was read
+                if name in marks and path.is_file() and has_changed(path, marks[name]):
+                    step = newest[0].step
+                    record.problems.append(f"{name} has changed since the checkpoint of step {step} was saved")
+        return
 
 
 def _curve(lines: list[dict[str, Any]], name: str, low: float, high: float) -> Curve:
@@ -176,28 +187,20 @@ def _read_lines(record: RunRecord, path: Path) -> list[dict[str, Any]]:
         record.problems.append(f"{path.name} is empty")
     elif objects[-1] is None:
         record.problems.append(f"the last line of {path.name} is torn: left out")
-    damaged = objects[:-1].count(None)
-    if damaged:
+    if damaged := objects[:-1].count(None):
         record.problems.append(f"{damaged} lines of {path.name} are damaged: left out")
-    lines = [
-        line for line in objects if line and isinstance(line.get("step"), int) and _is_number(line["step"], 0, 1e15)
-    ]
-    return lines
+    return [line for line in objects if line and type(line.get("step")) is int and 0 <= line["step"] <= 1e15]
 
 
 def _read_text(record: RunRecord, path: Path) -> str | None:
-    try:
-        if path.stat().st_size > _MAX_BYTES:
-            record.problems.append(f"{path.name} is larger than {_MAX_BYTES >> 20} MiB: left out")
-        elif not path.is_file():
-            record.problems.append(f"{path.name} is not a file")
-        else:
-            return path.read_text(encoding="utf-8", errors="replace")
-    except FileNotFoundError:
+    if not path.exists():
         record.problems.append(f"{path.name} is not there")
-    except OSError as error:
-        record.problems.append(f"{path.name} cannot be read: {error.strerror}")
-    return None
+        return None
+    try:
+        return read_text(path, errors="replace")  # what is left of a damaged file is used
+    except UserError as error:
+        record.problems.append(str(error))
+        return None
 
 
 def _parse_object(text: str) -> dict[str, Any] | None:
