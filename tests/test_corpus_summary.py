@@ -5,7 +5,6 @@ import math
 import re
 from collections import Counter
 
-import numpy as np
 import pytest
 
 from tinygpt_jax.config import Config, DataConfig, ModelConfig, TrainingConfig

@@ -1,7 +1,8 @@
 """How every picture looks: its size, colours, axes, lines and numbers."""
 
 import io
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,26 +14,42 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Okabe & Ito (2008), distinct for colour-blind readers; the darker two are for text and thin strokes on white.
+# Okabe & Ito (2008), distinct for colour-blind readers; the darker one is for text on white.
 BLUE, VERMILLION, ORANGE, GREEN, PURPLE = "#0072B2", "#D55E00", "#E69F00", "#009E73", "#CC79A7"
-DARK_ORANGE, DARK_PURPLE = "#9A6700", "#A8498A"
+DARK_PURPLE = "#A8498A"
 GREY, BLACK = "#5F5F5F", "#333333"
+
+DASHED = {"color": GREY, "linestyle": (0, (5, 3)), "linewidth": 1.2}  # a line to compare with
 
 SIZE_PIXELS = (1200, 675)
 _DOTS_PER_INCH = 170
+_TITLE = {"fontweight": "bold", "fontsize": 10.5}
 
 
-def new_figure() -> "Figure":
+@contextmanager
+def picture(path: Path, title: str, **settings: str) -> Iterator["Axes"]:
+    """A figure's only axes, with their labels and scales set; what is drawn on them becomes the PNG file.
+
+    Raises:
+        UserError: `path` cannot be written.
+    """
+    figure = new_figure()
+    axes = figure.subplots()
+    axes.set(**settings)
+    yield axes
+    finish(axes, title)
+    save(figure, path)
+
+
+def new_figure(title: str = "") -> "Figure":
     """An empty figure. Not pyplot's: no global state, no window system, nothing kept after it is saved."""
     from matplotlib.figure import Figure
 
     width, height = SIZE_PIXELS
-    return Figure((width / _DOTS_PER_INCH, height / _DOTS_PER_INCH), dpi=_DOTS_PER_INCH, layout="constrained")
-
-
-def caption(figure: "Figure", title: str) -> None:
-    """The title of a figure of several axes."""
-    figure.suptitle(title, x=0.01, ha="left", fontweight="bold", fontsize=10.5)
+    figure = Figure((width / _DOTS_PER_INCH, height / _DOTS_PER_INCH), dpi=_DOTS_PER_INCH, layout="constrained")
+    if title:
+        figure.suptitle(title, x=0.01, ha="left", **_TITLE)
+    return figure
 
 
 def save(figure: "Figure", path: Path) -> None:
@@ -46,14 +63,17 @@ def save(figure: "Figure", path: Path) -> None:
     write_atomically(path, buffer.getvalue())
 
 
-def finish(axes: "Axes", title: str = "") -> None:
-    """The last touches, once scales and limits are set: the title, a quiet grid, and ticks as plain numbers."""
+def finish(axes: "Axes", title: str = "", legend: bool = True) -> None:
+    """The last touches, once scales and limits are set: title, names, a quiet grid, and ticks as plain numbers."""
     from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
-    axes.set_title(title, loc="left", fontweight="bold", fontsize=10.5, pad=10)
+    axes.set_title(title, loc="left", pad=10, **_TITLE)
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", color="#E6E6E6", linewidth=0.8)
     axes.set_axisbelow(True)
+    axes.margins(x=0.01)
+    if legend and axes.get_legend_handles_labels()[0]:
+        axes.legend(frameon=False)
     if axes.get_xlabel().startswith("step"):
         axes.xaxis.set_major_locator(MaxNLocator(nbins="auto", steps=[1, 2, 2.5, 5, 10], integer=True))
     for axis in (axes.xaxis, axes.yaxis):
@@ -80,7 +100,7 @@ def limit_y(axes: "Axes", values: Sequence[float], from_zero: bool = True) -> No
 
 def reference_line(axes: "Axes", value: float, name: str, above: bool) -> None:
     """A dashed line at a value, its name at its right end, above or below it."""
-    axes.axhline(value, color=GREY, linestyle=(0, (5, 3)), linewidth=1.2)
+    axes.axhline(value, **DASHED)
     axes.annotate(
         name,
         (1, value),

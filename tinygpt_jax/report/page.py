@@ -4,7 +4,6 @@ import dataclasses
 import math
 import sys
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -21,8 +20,8 @@ _SAMPLES_PER_PROMPT = 6
 _CAPTIONS = {
     "loss": "Mean cross-entropy. Training: of the updates since the point before, with dropout if any. Validation: of "
     "held-out stories, without. A uniform guess costs ln V; the unigram entropy is the least that is possible without "
-    "looking at the context; the exact entropy, known for the built-in stories, the least that is possible at all; both "
-    "of the validation rows that are evaluated. On the right the same without the first tenth of the steps.",
+    "looking at the context; the exact entropy, known for the built-in stories, the least that is possible at all (both "
+    "for the validation rows that are evaluated). On the right the same without the first tenth of the steps.",
     "perplexity": "exp(loss): the model is as uncertain as a fair choice among so many tokens. On the right as above.",
     "learning_rate": "Above: the schedule. Below: the global norm of the gradient before clipping, on a log scale.",
     "word_cloud": "Frequent words of the training stories, without those that all English is full of.",
@@ -61,47 +60,50 @@ def write_report(workdir: Path) -> Path:
 
 def _draw_pictures(record: RunRecord, folder: Path) -> list[str]:
     """Draw what there is data for, as parts of the page; what there is none for becomes a problem."""
-    parts = [html.heading("Pictures")]
-
-    def draw(name: str, possible: bool, picture: Callable[[Path], str]) -> None:
-        if not possible:
-            record.problems.append(f"{name}.png is not drawn: there is no data for it")
-            return
-        path = folder / f"{name}.png"
-        title = picture(path)
-        parts.append(html.picture(path.read_bytes(), title, _CAPTIONS[name]))
-
-    losses = record.training_loss, record.validation_loss
-    references = _references(record)
-    draw("loss", any(losses), partial(plots.loss_curves, *losses, references))
-    draw("perplexity", any(losses), partial(plots.perplexity_curves, *losses, references))
-    rates, norms = record.learning_rate, record.gradient_norm
+    curves, histogram, context_length = record.curves, record.length_histogram, record.number("context_length")
+    losses = curves["loss"], curves["validation_loss"]
+    rates = curves["learning_rate"], curves["gradient_norm"]
     clip_norm = record.config.optimizer.clip_norm if record.config else None
-    draw("learning_rate", bool(rates and norms), partial(plots.learning_rate_curves, rates, norms, clip_norm))
-    draw("word_cloud", bool(record.words), partial(plots.word_cloud, record.words))
-    histogram, context_length = record.length_histogram or {}, int(record.number("context_length") or 0)
     layout = "packed" if record.corpus.get("layout") == "packed" else "padded"
-    lengths = partial(plots.story_lengths, histogram, context_length, layout=layout)
-    draw("story_lengths", bool(histogram and context_length), lengths)
+    references = _references(record)
+    pictures: dict[str, tuple[Any, Callable[[Path], str]]] = {  # name -> (whether there is data for it, how to draw it)
+        "loss": (any(losses), lambda path: plots.loss_curves(*losses, references, path)),
+        "perplexity": (any(losses), lambda path: plots.perplexity_curves(*losses, references, path)),
+        "learning_rate": (all(rates), lambda path: plots.learning_rate_curves(*rates, clip_norm, path)),
+        "word_cloud": (record.words, lambda path: plots.word_cloud(record.words, path)),
+        "story_lengths": (
+            histogram and context_length,
+            lambda path: plots.story_lengths(histogram or {}, int(context_length or 0), path, layout),
+        ),
+    }
+    parts = [html.heading("Pictures")]
+    for name, (possible, draw) in pictures.items():
+        path = folder / f"{name}.png"
+        if possible:
+            title = draw(path)
+            parts.append(html.picture(path.read_bytes(), title, _CAPTIONS[name]))
+        else:
+            record.problems.append(f"{path.name} is not drawn: there is no data for it")
     return parts
 
 
 def _references(record: RunRecord) -> dict[str, float]:
     """Losses to compare with, in nats per token, as far as they are known."""
-    vocab_size, unigram, entropy = map(record.number, ("vocab_size", "evaluated_unigram_entropy", "evaluated_entropy"))
+    vocab_size = record.number("vocab_size")
     known = {
         "uniform guess": math.log(vocab_size) if vocab_size else None,
-        "unigram entropy": unigram,
-        "exact entropy": entropy,
+        "unigram entropy": record.number("evaluated_unigram_entropy"),
+        "exact entropy": record.number("evaluated_entropy"),
     }
     return {name: value for name, value in known.items() if value is not None and value <= MAX_LOSS}
 
 
 def _headline(record: RunRecord) -> Iterator[tuple[str, str, str]]:
     """The run in a few figures: (name, figure, unit or remark)."""
-    if record.validation_loss:
-        step, loss = record.validation_loss[-1]
-        best_step, best = min(record.validation_loss, key=lambda point: point[1])
+    curves = record.curves
+    if curves["validation_loss"]:
+        step, loss = curves["validation_loss"][-1]
+        best_step, best = min(curves["validation_loss"], key=lambda point: point[1])
         bits, bytes_per_token = loss / math.log(2), record.number("evaluated_bytes_per_token")
         yield "Validation loss", f"{loss:.3f}", f"nats per token, at step {step:,}"
         yield "Best validation loss", f"{best:.3f}", f"nats per token, at step {best_step:,}"
@@ -109,13 +111,14 @@ def _headline(record: RunRecord) -> Iterator[tuple[str, str, str]]:
         yield "Perplexity", figures(math.exp(loss)), "exp(validation loss)"
         per_byte = f"{bits / bytes_per_token:.3f} bits per byte" if bytes_per_token else "validation loss / ln 2"
         yield "Bits per token", f"{bits:.3f}", per_byte
-    if record.validation_accuracy:
-        yield "Token accuracy", percent(record.validation_accuracy[-1][1]), "of validation tokens were the first guess"
-    if record.training_loss:
-        step, loss = record.training_loss[-1]
+    if curves["validation_accuracy"]:
+        accuracy = percent(curves["validation_accuracy"][-1][1])
+        yield "Token accuracy", accuracy, "of validation tokens were the first guess"
+    if curves["loss"]:
+        step, loss = curves["loss"][-1]
         yield "Training loss", f"{loss:.3f}", f"nats per token, at step {step:,}"
-    if record.tokens_per_second:
-        speed = median(value for _, value in record.tokens_per_second)
+    if curves["tokens_per_second"]:
+        speed = median(value for _, value in curves["tokens_per_second"])
         yield "Throughput", f"{speed:,.0f}", "tokens per second (median)"
 
 
@@ -154,24 +157,25 @@ def _corpus_rows(record: RunRecord) -> Iterator[tuple[str, str, str]]:
 def _progress_rows(record: RunRecord) -> Iterator[tuple[str, str, str]]:
     if (done := _steps_done(record)) is not None:
         yield "steps done", f"{done:,}", ""
-    if record.epoch:
-        yield "epochs done", f"{record.epoch[-1][1]:.2f}", ""
+    if record.curves["epoch"]:
+        yield "epochs done", f"{record.curves['epoch'][-1][1]:.2f}", ""
     if record.config:
         training = record.config.training
         yield "planned", f"{training.steps:,} steps" if training.steps else f"{training.epochs:g} epochs", ""
 
 
 def _speed_rows(record: RunRecord) -> Iterator[tuple[str, str, str]]:
-    speeds = sorted(value for _, value in record.tokens_per_second)
+    speeds, shares, seconds = (
+        sorted(value for _, value in record.curves[name]) for name in ("tokens_per_second", "share_of_peak", "seconds")
+    )
     if speeds:
         tenth = len(speeds) // 10
         yield "tokens per second, median", f"{median(speeds):,.0f}", ""
         yield "tokens per second, middle 80%", f"{speeds[tenth]:,.0f} to {speeds[-1 - tenth]:,.0f}", ""
-    if record.share_of_peak:
-        yield "share of the device's peak, median", percent(median(share for _, share in record.share_of_peak)), ""
-    if record.seconds:
-        minutes = sum(seconds for _, seconds in record.seconds) / 60
-        yield "time in updates, evaluation left out", f"{minutes:,.1f} minutes", ""
+    if shares:
+        yield "share of the device's peak, median", percent(median(shares)), ""
+    if seconds:
+        yield "time in updates, evaluation left out", f"{sum(seconds) / 60:,.1f} minutes", ""
 
 
 def _configuration(config: Config | None) -> Iterator[str]:
@@ -200,4 +204,5 @@ def _subtitle(record: RunRecord) -> str:
 
 
 def _steps_done(record: RunRecord) -> float | None:
-    return max((curve[-1][0] for curve in (record.training_loss, record.validation_loss) if curve), default=None)
+    curves = record.curves["loss"], record.curves["validation_loss"]
+    return max((curve[-1][0] for curve in curves if curve), default=None)

@@ -35,19 +35,19 @@ def loss_curves(training: Curve, validation: Curve, references: Mapping[str, flo
         lowest = min(references, key=lambda reference: references[reference])
         distance = last - references[lowest]
         title += f", {figures(abs(distance))} {'below' if distance < 0 else 'above'} the {lowest}"
-    _draw_run(training, validation, references, title, "loss (nats per token)", "linear", path)
+    _draw_run(training, validation, references, title, path, ylabel="loss (nats per token)")
     return title
 
 
 def perplexity_curves(training: Curve, validation: Curve, references: Mapping[str, float], path: Path) -> str:
     """The arguments of `loss_curves` as perplexity, exp(loss), on a log axis: equal distances are equal nats."""
-    training, validation = _exp(training), _exp(validation)
+    training, validation = ([(step, math.exp(value)) for step, value in curve] for curve in (training, validation))
     name, curve = ("Validation", validation) if validation else ("Training", training)
     first = min([*training, *validation])[1]
     title = f"{name} perplexity ends at {figures(curve[-1][1])}; the run began at {figures(first)}"
     # exp of the unigram entropy is the perplexity of a unigram model, and so on.
     references = {name.removesuffix(" entropy"): math.exp(value) for name, value in references.items()}
-    _draw_run(training, validation, references, title, "perplexity (log scale)", "log", path)
+    _draw_run(training, validation, references, title, path, ylabel="perplexity (log scale)", yscale="log")
     return title
 
 
@@ -88,18 +88,12 @@ def comparison_curves(curves: Mapping[str, Curve], floor: float, uniform: float,
     """
     (right, right_curve), (wrong, wrong_curve) = curves.items()
     title = f"{wrong.capitalize()} stays above {figures(floor)}; {right} ends at {figures(right_curve[-1][1])}"
-    figure = drawing.new_figure()
-    axes = figure.subplots()
-    axes.set(xlabel="step", ylabel="reported perplexity (log scale)", yscale="log")
-    drawing.limit_y(axes, [value for _, value in [*right_curve, *wrong_curve]] + [floor, uniform])
-    drawing.reference_line(axes, uniform, f"uniform guess {figures(uniform)}", above=True)
-    drawing.reference_line(axes, floor, f"lowest possible {figures(floor)}", above=False)
-    for name, curve, colour in ((wrong, wrong_curve, drawing.VERMILLION), (right, right_curve, drawing.BLUE)):
-        _line(axes, curve, colour, f"{name} {figures(curve[-1][1])}")
-    axes.legend(frameon=False)
-    axes.margins(x=0.01)
-    drawing.finish(axes, title)
-    drawing.save(figure, path)
+    with drawing.picture(path, title, xlabel="step", ylabel="reported perplexity (log scale)", yscale="log") as axes:
+        for name, curve, colour in ((wrong, wrong_curve, drawing.VERMILLION), (right, right_curve, drawing.BLUE)):
+            _line(axes, curve, colour, f"{name} {figures(curve[-1][1])}")
+        drawing.limit_y(axes, [value for _, value in [*right_curve, *wrong_curve]] + [floor, uniform])
+        drawing.reference_line(axes, uniform, f"uniform guess {figures(uniform)}", above=True)
+        drawing.reference_line(axes, floor, f"lowest possible {figures(floor)}", above=False)
     return title
 
 
@@ -120,30 +114,15 @@ def story_lengths(
     else:
         title = f"{percent(share)} of the stories are longer than a row of {context_length:,}; packed, none is cut"
     width = edges[1] - edges[0]
-    figure = drawing.new_figure()
-    axes = figure.subplots()
-    axes.set(xlabel="story length (tokens)", ylabel="stories")
-    colours = np.where(beyond & (layout == "padded"), drawing.VERMILLION, drawing.BLUE)
-    axes.bar(edges[:-1], counts, width, align="edge", color=colours, edgecolor="white", linewidth=0.5)
-    axes.margins(x=0.01, y=0.12)
-    if edges[-1] - edges[-2] != width:
-        tail = f"{edges[-2]:,} to {edges[-1] - 1:,}"
-        axes.annotate(tail, (edges[-2] + width, counts[-1]), (0, 4), textcoords="offset points", ha="right")
-    if context_length <= 1.5 * edges[-2]:
-        axes.axvline(context_length + 1, color=drawing.GREY, linestyle=(0, (5, 3)), linewidth=1.2)
-        side = "left" if context_length < edges[len(edges) // 2] else "right"
-        axes.annotate(
-            f"context length {context_length:,}",
-            (context_length + 1, 1),
-            (4 if side == "left" else -4, 0),
-            xycoords=axes.get_xaxis_transform(),
-            textcoords="offset points",
-            ha=side,
-            va="top",
-            color=drawing.GREY,
-        )
-    drawing.finish(axes, title)
-    drawing.save(figure, path)
+    with drawing.picture(path, title, xlabel="story length (tokens)", ylabel="stories") as axes:
+        colours = np.where(beyond & (layout == "padded"), drawing.VERMILLION, drawing.BLUE)
+        axes.bar(edges[:-1], counts, width, align="edge", color=colours, edgecolor="white", linewidth=0.5)
+        axes.margins(y=0.12)
+        if edges[-1] - edges[-2] != width:
+            tail = f"{edges[-2]:,} to {edges[-1] - 1:,}"
+            axes.annotate(tail, (edges[-2] + width, counts[-1]), (0, 4), textcoords="offset points", ha="right")
+        if context_length <= 1.5 * edges[-2]:
+            axes.axvline(context_length + 1, label=f"context length {context_length:,}", **drawing.DASHED)
     return title
 
 
@@ -154,17 +133,12 @@ def token_ranks(counts: np.ndarray, path: Path) -> str:
     top = min(100, len(present))
     share = percent(present[:top].sum() / present.sum())
     title = f"The {top} most frequent of {len(present):,} tokens make up {share} of the text"
-    figure = drawing.new_figure()
-    axes = figure.subplots()
-    axes.set(xlabel="rank of the token (log scale)", ylabel="occurrences (log scale)", xscale="log", yscale="log")
-    zipf = present[0] / ranks
-    axes.plot(ranks, zipf, color=drawing.GREY, linestyle=(0, (5, 3)), linewidth=1.2, label="Zipf's law: 1 / rank")
-    _line(axes, list(enumerate(present.tolist(), 1)), drawing.BLUE, "tokens")
-    axes.margins(x=0.01)
-    axes.legend(frameon=False)
-    drawing.limit_y(axes, [present[0], present[-1], zipf[-1]])
-    drawing.finish(axes, title)
-    drawing.save(figure, path)
+    settings = {"xlabel": "rank of the token (log scale)", "ylabel": "occurrences (log scale)"}
+    with drawing.picture(path, title, **settings, xscale="log", yscale="log") as axes:
+        zipf = present[0] / ranks
+        axes.plot(ranks, zipf, label="Zipf's law: 1 / rank", **drawing.DASHED)
+        _line(axes, list(zip(ranks.tolist(), present.tolist(), strict=True)), drawing.BLUE, "tokens")
+        drawing.limit_y(axes, [present[0], present[-1], zipf[-1]])
     return title
 
 
@@ -198,23 +172,22 @@ def _draw_run(
     validation: Curve,
     references: Mapping[str, float],
     title: str,
-    ylabel: str,
-    yscale: Literal["linear", "log"],
     path: Path,
+    ylabel: str,
+    yscale: Literal["linear", "log"] = "linear",
 ) -> None:
     """Both curves with the reference lines; and once more, larger, without the first tenth of the steps.
 
     A loss falls from ln V to near its end in that tenth, and what it does then would look flat beside the fall.
     """
-    figure = drawing.new_figure()
-    drawing.caption(figure, title)
-    first = max(step for step, _ in [*training, *validation]) // 10
-    late = [[point for point in curve if point[0] > first] for curve in (training, validation)]
-    panels = {"step": [training, validation], f"step, from {first + 1:,} on": late}
-    if late == panels["step"]:
-        panels.popitem()
-    all_axes = figure.subplots(1, len(panels), squeeze=False)[0]
-    for axes, (xlabel, (training, validation)) in zip(all_axes, panels.items(), strict=True):
+    start = max(step for step, _ in [*training, *validation]) // 10
+    late = [[point for point in curve if point[0] > start] for curve in (training, validation)]
+    views = {"step": [training, validation], f"step, from {start + 1:,} on": late}
+    if late == views["step"]:
+        views.popitem()
+    figure = drawing.new_figure(title)
+    panels = figure.subplots(1, len(views), squeeze=False)[0]
+    for axes, (xlabel, (training, validation)) in zip(panels, views.items(), strict=True):
         axes.set(xlabel=xlabel, yscale=yscale)
         if training:
             # Thin, so that the noise of thousands of points does not hide the validation loss.
@@ -223,24 +196,18 @@ def _draw_run(
             dots = len(validation) <= 40
             _line(axes, validation, drawing.BLUE, f"validation {figures(validation[-1][1])}", dots=dots)
         values = [value for _, value in [*training, *validation]]
-        if axes is not all_axes[0]:
+        if axes is not panels[0]:  # a line far away would flatten the curves
             reach = max(values) - min(values)
             references = {k: v for k, v in references.items() if min(values) - reach <= v <= max(values) + reach}
-        for reference, value in references.items():
-            drawing.reference_line(axes, value, f"{reference} {figures(value)}", above=value > values[-1])
-        drawing.limit_y(axes, [*values, *references.values()], from_zero=axes is all_axes[0])
-        axes.margins(x=0.01)
-        drawing.finish(axes)
-    all_axes[0].set_ylabel(ylabel)
-    all_axes[-1].legend(frameon=False)
+        for name, value in references.items():
+            drawing.reference_line(axes, value, f"{name} {figures(value)}", above=value > values[-1])
+        drawing.limit_y(axes, [*values, *references.values()], from_zero=axes is panels[0])
+        drawing.finish(axes, legend=axes is panels[-1])
+    panels[0].set_ylabel(ylabel)
     drawing.save(figure, path)
 
 
-def _line(axes: "Axes", curve: Curve, colour: str, label: str = "", thin: bool = False, dots: bool = False) -> None:
+def _line(axes: "Axes", curve: Curve, colour: str, name: str = "", thin: bool = False, dots: bool = False) -> None:
     steps, values = zip(*curve, strict=True)
     marker = "o" if dots or len(curve) == 1 else ""  # a line through one point cannot be seen
-    axes.plot(steps, values, color=colour, label=label, linewidth=1.2 if thin else 2.0, marker=marker, markersize=4)
-
-
-def _exp(curve: Curve) -> Curve:
-    return [(step, math.exp(value)) for step, value in curve]
+    axes.plot(steps, values, color=colour, label=name, linewidth=1.2 if thin else 2.0, marker=marker, markersize=4)
