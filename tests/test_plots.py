@@ -8,6 +8,7 @@ from itertools import combinations
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 
 from tinygpt_jax.report import drawing, plots
@@ -117,7 +118,7 @@ def test_the_cloud_leaves_out_what_all_english_is_full_of(tmp_path):
 def test_the_end_of_a_run_is_not_flat_and_no_text_hides_another(monkeypatch, tmp_path, picture, entropy):
     """A loss falls from 7 to 1 in the first tenth: what it does then fills a panel of its own."""
     figures = []
-    monkeypatch.setattr(drawing, "save", lambda figure, path: figures.append(figure))
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: figures.append(figure))
     falling = [(s, entropy + 0.02 + 6 * math.exp(-s / 60) + 0.2 * math.exp(-s / 600)) for s in range(1, 2201, 20)]
     references = {"uniform guess": math.log(1122), "unigram entropy": 5.44, "exact entropy": entropy}
     picture(falling, falling[27::27], references, tmp_path / "run.png")
@@ -127,7 +128,8 @@ def test_the_end_of_a_run_is_not_flat_and_no_text_hides_another(monkeypatch, tmp
     lines = [line.get_ydata() for line in late.lines if len(line.get_ydata()) > 2]
     share = np.ptp(np.concatenate(lines)) / np.ptp(late.get_ylim())
     assert share > 0.6 and late.get_xlim()[0] > 200 and whole.get_xlim()[0] < 20
-    texts = [*whole.texts, *late.texts, *late.get_legend().get_texts()]
+    legends = [axes.get_legend() for axes in figure.axes if axes.get_legend()]
+    texts = [*whole.texts, *late.texts, *(text for legend in legends for text in legend.get_texts())]
     names = [text.get_text().split()[0] for text in texts]
     assert names == ["uniform", "unigram", "exact", "exact", "training", "validation"]
     boxes = [text.get_window_extent() for text in texts]

@@ -12,78 +12,40 @@ from tinygpt_jax.files import write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
 # Okabe & Ito (2008), distinct for colour-blind readers; the darker one is for text on white.
 BLUE, VERMILLION, ORANGE, GREEN, PURPLE = "#0072B2", "#D55E00", "#E69F00", "#009E73", "#CC79A7"
-DARK_PURPLE = "#A8498A"
-GREY, BLACK = "#5F5F5F", "#333333"
-
+DARK_PURPLE, GREY, BLACK = "#A8498A", "#5F5F5F", "#333333"
 DASHED = {"color": GREY, "linestyle": (0, (5, 3)), "linewidth": 1.2}  # a line to compare with
+TITLE = {"fontweight": "bold", "fontsize": 10.5}
 
 SIZE_PIXELS = (1200, 675)
 _DOTS_PER_INCH = 170
-_TITLE = {"fontweight": "bold", "fontsize": 10.5}
 
 
 @contextmanager
-def picture(path: Path, title: str, **settings: str) -> Iterator["Axes"]:
-    """A figure's only axes, with their labels and scales set; what is drawn on them becomes the PNG file.
+def picture(path: Path, title: str, rows: int = 1, columns: int = 1) -> Iterator[list["Axes"]]:
+    """The axes of a picture; with what has been drawn on them at the end it becomes the PNG file.
+
+    Lines that have a label are named on the last axes, where there is room.
 
     Raises:
         UserError: `path` cannot be written.
     """
-    figure = new_figure()
-    axes = figure.subplots()
-    axes.set(**settings)
-    yield axes
-    finish(axes, title)
-    save(figure, path)
-
-
-def new_figure(title: str = "") -> "Figure":
-    """An empty figure. Not pyplot's: no global state, no window system, nothing kept after it is saved."""
-    from matplotlib.figure import Figure
+    from matplotlib.figure import Figure  # not pyplot: no global state, no window system, nothing kept afterwards
 
     width, height = SIZE_PIXELS
     figure = Figure((width / _DOTS_PER_INCH, height / _DOTS_PER_INCH), dpi=_DOTS_PER_INCH, layout="constrained")
-    if title:
-        figure.suptitle(title, x=0.01, ha="left", **_TITLE)
-    return figure
-
-
-def save(figure: "Figure", path: Path) -> None:
-    """Write the figure as PNG.
-
-    Raises:
-        UserError: `path` cannot be written.
-    """
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-    write_atomically(path, buffer.getvalue())
-
-
-def finish(axes: "Axes", title: str = "", legend: bool = True) -> None:
-    """The last touches, once scales and limits are set: title, names, a quiet grid, and ticks as plain numbers."""
-    from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
-
-    axes.set_title(title, loc="left", pad=10, **_TITLE)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(axis="y", color="#E6E6E6", linewidth=0.8)
-    axes.set_axisbelow(True)
-    axes.margins(x=0.01)
-    if legend and axes.get_legend_handles_labels()[0]:
-        axes.legend(frameon=False)
-    if axes.get_xlabel().startswith("step"):
-        axes.xaxis.set_major_locator(MaxNLocator(nbins="auto", steps=[1, 2, 2.5, 5, 10], integer=True))
-    for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_formatter(lambda value, _: plain(value))
-        if axis.get_scale() == "log":
-            low, high = axis.get_view_interval()
-            # 1, 2, 5, 10, 20, ... where there is room, else 1, 10, 100; 1, 2, 3, 4, ... where that would be one or two.
-            subs = range(1, 10) if high / low < 5 else (1, 2, 5) if high / low < 2000 else (1,)
-            axis.set_major_locator(LogLocator(subs=subs))
-            axis.set_minor_formatter(NullFormatter())
+    figure.suptitle(title, x=0.01, ha="left", **TITLE)
+    panels = figure.subplots(rows, columns, squeeze=False, sharex="col").flatten().tolist()
+    yield panels
+    for axes in panels:
+        _finish(axes)
+    if panels[-1].get_legend_handles_labels()[0]:
+        panels[-1].legend(frameon=False)
+    png = io.BytesIO()
+    figure.savefig(png, format="png")
+    write_atomically(path, png.getvalue())
 
 
 def limit_y(axes: "Axes", values: Sequence[float], from_zero: bool = True) -> None:
@@ -101,16 +63,9 @@ def limit_y(axes: "Axes", values: Sequence[float], from_zero: bool = True) -> No
 def reference_line(axes: "Axes", value: float, name: str, above: bool) -> None:
     """A dashed line at a value, its name at its right end, above or below it."""
     axes.axhline(value, **DASHED)
-    axes.annotate(
-        name,
-        (1, value),
-        (0, 3 if above else -3),
-        xycoords=axes.get_yaxis_transform(),
-        textcoords="offset points",
-        ha="right",
-        va="bottom" if above else "top",
-        color=GREY,
-    )
+    offset, side = (3, "bottom") if above else (-3, "top")
+    place = {"xycoords": axes.get_yaxis_transform(), "textcoords": "offset points", "ha": "right", "va": side}
+    axes.annotate(name, (1, value), (0, offset), color=GREY, **place)
 
 
 def figures(value: float) -> str:
@@ -132,3 +87,23 @@ def plain(value: float) -> str:
     if abs(value) >= 1:
         return f"{value:,.10g}"
     return np.format_float_positional(value, precision=3, fractional=False, trim="-")
+
+
+def _finish(axes: "Axes") -> None:
+    """The last touches: a quiet grid, and ticks as plain numbers."""
+    from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
+
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis="y", color="#E6E6E6", linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.margins(x=0.01)
+    if axes.get_xlabel().startswith("step"):
+        axes.xaxis.set_major_locator(MaxNLocator(nbins="auto", steps=[1, 2, 2.5, 5, 10], integer=True))
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter(lambda value, _: plain(value))
+        if axis.get_scale() == "log":
+            low, high = axis.get_view_interval()
+            # 1, 2, 5, 10, 20, ... where there is room, else 1, 10, 100; 1, 2, 3, 4, ... where that would be one or two.
+            subs = range(1, 10) if high / low < 5 else (1, 2, 5) if high / low < 2000 else (1,)
+            axis.set_major_locator(LogLocator(subs=subs))
+            axis.set_minor_formatter(NullFormatter())

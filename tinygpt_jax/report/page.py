@@ -4,6 +4,7 @@ import dataclasses
 import math
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -17,17 +18,6 @@ from tinygpt_jax.terminal import harmless
 
 _SAMPLES_PER_PROMPT = 6
 
-_CAPTIONS = {
-    "loss": "Mean cross-entropy. Training: of the updates since the point before, with dropout if any. Validation: of "
-    "held-out stories, without. A uniform guess costs ln V; the unigram entropy is the least that is possible without "
-    "looking at the context; the exact entropy, known for the built-in stories, the least that is possible at all (both "
-    "for the validation rows that are evaluated). On the right the same without the first tenth of the steps.",
-    "perplexity": "exp(loss): the model is as uncertain as a fair choice among so many tokens. On the right as above.",
-    "learning_rate": "Above: the schedule. Below: the global norm of the gradient before clipping, on a log scale.",
-    "word_cloud": "Frequent words of the training stories, without those that all English is full of.",
-    "story_lengths": "Training stories by their length in tokens, end-of-text included.",
-}
-
 
 def write_report(workdir: Path) -> Path:
     """Draw `plots/*.png` and `report.html` in a run folder, and return the page's path.
@@ -38,7 +28,7 @@ def write_report(workdir: Path) -> Path:
         UserError: `workdir` is not a run folder, or cannot be written to.
     """
     record = read_record(workdir)
-    pictures = _draw_pictures(record, workdir / "plots")
+    pictures = list(_draw_pictures(record, workdir / "plots"))  # which may find more problems
     parts = [
         html.cards(_headline(record)),
         html.notes(record.problems),
@@ -58,33 +48,58 @@ def write_report(workdir: Path) -> Path:
     return path
 
 
-def _draw_pictures(record: RunRecord, folder: Path) -> list[str]:
+def _draw_pictures(record: RunRecord, folder: Path) -> Iterator[str]:
     """Draw what there is data for, as parts of the page; what there is none for becomes a problem."""
-    curves, histogram, context_length = record.curves, record.length_histogram, record.number("context_length")
-    losses = curves["loss"], curves["validation_loss"]
-    rates = curves["learning_rate"], curves["gradient_norm"]
-    clip_norm = record.config.optimizer.clip_norm if record.config else None
-    layout = "packed" if record.corpus.get("layout") == "packed" else "padded"
-    references = _references(record)
-    pictures: dict[str, tuple[Any, Callable[[Path], str]]] = {  # name -> (whether there is data for it, how to draw it)
-        "loss": (any(losses), lambda path: plots.loss_curves(*losses, references, path)),
-        "perplexity": (any(losses), lambda path: plots.perplexity_curves(*losses, references, path)),
-        "learning_rate": (all(rates), lambda path: plots.learning_rate_curves(*rates, clip_norm, path)),
-        "word_cloud": (record.words, lambda path: plots.word_cloud(record.words, path)),
-        "story_lengths": (
-            histogram and context_length,
-            lambda path: plots.story_lengths(histogram or {}, int(context_length or 0), path, layout),
-        ),
-    }
-    parts = [html.heading("Pictures")]
-    for name, (possible, draw) in pictures.items():
+    yield html.heading("Pictures")
+    for name, data, draw, caption in _pictures(record):
         path = folder / f"{name}.png"
-        if possible:
+        if data:
             title = draw(path)
-            parts.append(html.picture(path.read_bytes(), title, _CAPTIONS[name]))
+            yield html.picture(path.read_bytes(), title, caption)
         else:
             record.problems.append(f"{path.name} is not drawn: there is no data for it")
-    return parts
+
+
+def _pictures(record: RunRecord) -> Iterator[tuple[str, Any, Callable[[Path], str], str]]:
+    """Every picture: its name, the data that it needs, how it is drawn, and its caption."""
+    losses = record.curves["loss"], record.curves["validation_loss"], _references(record)
+    yield (
+        "loss",
+        any(losses[:2]),
+        partial(plots.loss_curves, *losses),
+        "Mean cross-entropy. Training: of the updates since the point before, with dropout if any. Validation: of "
+        "held-out stories, without. A uniform guess costs ln V; the unigram entropy is the least that is possible "
+        "without looking at the context; the exact entropy, known for the built-in stories, the least that is possible "
+        "at all: both for the validation rows that are evaluated. On the right without the first tenth of the steps.",
+    )
+    yield (
+        "perplexity",
+        any(losses[:2]),
+        partial(plots.perplexity_curves, *losses),
+        "exp(loss): the model is as uncertain as a fair choice among so many tokens.",
+    )
+    rates = record.curves["learning_rate"], record.curves["gradient_norm"]
+    clip_norm = record.config.optimizer.clip_norm if record.config else None
+    yield (
+        "learning_rate",
+        all(rates),
+        partial(plots.learning_rate_curves, *rates, clip_norm),
+        "Above: the schedule. Below: the global norm of the gradient before clipping, on a log scale.",
+    )
+    yield (
+        "word_cloud",
+        record.words,
+        partial(plots.word_cloud, record.words),
+        "Frequent words of the training stories, without those that all English is full of.",
+    )
+    histogram, context_length = record.length_histogram or {}, int(record.number("context_length") or 0)
+    layout = "packed" if record.corpus.get("layout") == "packed" else "padded"
+    yield (
+        "story_lengths",
+        histogram and context_length,
+        partial(plots.story_lengths, histogram, context_length, layout=layout),
+        "Training stories by their length in tokens, end-of-text included.",
+    )
 
 
 def _references(record: RunRecord) -> dict[str, float]:

@@ -53,27 +53,23 @@ def perplexity_curves(training: Curve, validation: Curve, references: Mapping[st
 
 def learning_rate_curves(learning_rate: Curve, gradient_norm: Curve, clip_norm: float | None, path: Path) -> str:
     """The learning rate, and below it the gradient's global norm before it is clipped to `clip_norm`, if known."""
-    figure = drawing.new_figure()
-    above, below = figure.subplots(2, 1, sharex=True)
     rates, norms = [rate for _, rate in learning_rate], [norm for _, norm in gradient_norm]
-
-    _line(above, learning_rate, drawing.GREEN)
-    above.set(ylabel="learning rate", ylim=(0, 1.1 * max(rates) or 1))
     title = f"Learning rate at most {plain(max(rates))}, {plain(rates[-1])} at the end"
-    drawing.finish(above, title)
-
-    _line(below, gradient_norm, drawing.PURPLE, thin=True)
-    below.set(xlabel="step", ylabel="gradient norm", yscale="log")
     norm_title = "Gradient norm"
-    drawing.limit_y(below, norms)
     if clip_norm is not None:
         clipped = sum(norm > clip_norm for norm in norms) / len(norms)
         norm_title = f"Gradient clipped in {percent(clipped)} of the logged steps"
-        if min(norms) / 100 < clip_norm < 100 * max(norms):  # a line far away would flatten the curve
-            drawing.limit_y(below, [*norms, clip_norm])
+    with drawing.picture(path, "", rows=2) as (above, below):
+        for axes, text in ((above, title), (below, norm_title)):
+            axes.set_title(text, loc="left", **drawing.TITLE)
+        _line(above, learning_rate, drawing.GREEN)
+        above.set(ylabel="learning rate", ylim=(0, 1.1 * max(rates) or 1))
+        _line(below, gradient_norm, drawing.PURPLE, thin=True)
+        below.set(xlabel="step", ylabel="gradient norm", yscale="log")
+        if clip_norm is not None and min(norms) / 100 < clip_norm < 100 * max(norms):  # one far away flattens the curve
             drawing.reference_line(below, clip_norm, f"clipped at {clip_norm:g}", above=norms[-1] <= clip_norm)
-    drawing.finish(below, norm_title)
-    drawing.save(figure, path)
+            norms.append(clip_norm)
+        drawing.limit_y(below, norms)
     return f"{title}. {norm_title}"
 
 
@@ -88,7 +84,8 @@ def comparison_curves(curves: Mapping[str, Curve], floor: float, uniform: float,
     """
     (right, right_curve), (wrong, wrong_curve) = curves.items()
     title = f"{wrong.capitalize()} stays above {figures(floor)}; {right} ends at {figures(right_curve[-1][1])}"
-    with drawing.picture(path, title, xlabel="step", ylabel="reported perplexity (log scale)", yscale="log") as axes:
+    with drawing.picture(path, title) as (axes,):
+        axes.set(xlabel="step", ylabel="reported perplexity (log scale)", yscale="log")
         for name, curve, colour in ((wrong, wrong_curve, drawing.VERMILLION), (right, right_curve, drawing.BLUE)):
             _line(axes, curve, colour, f"{name} {figures(curve[-1][1])}")
         drawing.limit_y(axes, [value for _, value in [*right_curve, *wrong_curve]] + [floor, uniform])
@@ -114,7 +111,8 @@ def story_lengths(
     else:
         title = f"{percent(share)} of the stories are longer than a row of {context_length:,}; packed, none is cut"
     width = edges[1] - edges[0]
-    with drawing.picture(path, title, xlabel="story length (tokens)", ylabel="stories") as axes:
+    with drawing.picture(path, title) as (axes,):
+        axes.set(xlabel="story length (tokens)", ylabel="stories")
         colours = np.where(beyond & (layout == "padded"), drawing.VERMILLION, drawing.BLUE)
         axes.bar(edges[:-1], counts, width, align="edge", color=colours, edgecolor="white", linewidth=0.5)
         axes.margins(y=0.12)
@@ -133,8 +131,8 @@ def token_ranks(counts: np.ndarray, path: Path) -> str:
     top = min(100, len(present))
     share = percent(present[:top].sum() / present.sum())
     title = f"The {top} most frequent of {len(present):,} tokens make up {share} of the text"
-    settings = {"xlabel": "rank of the token (log scale)", "ylabel": "occurrences (log scale)"}
-    with drawing.picture(path, title, **settings, xscale="log", yscale="log") as axes:
+    with drawing.picture(path, title) as (axes,):
+        axes.set(xlabel="rank of the token (log scale)", ylabel="occurrences (log scale)", xscale="log", yscale="log")
         zipf = present[0] / ranks
         axes.plot(ranks, zipf, label="Zipf's law: 1 / rank", **drawing.DASHED)
         _line(axes, list(zip(ranks.tolist(), present.tolist(), strict=True)), drawing.BLUE, "tokens")
@@ -185,26 +183,22 @@ def _draw_run(
     views = {"step": [training, validation], f"step, from {start + 1:,} on": late}
     if late == views["step"]:
         views.popitem()
-    figure = drawing.new_figure(title)
-    panels = figure.subplots(1, len(views), squeeze=False)[0]
-    for axes, (xlabel, (training, validation)) in zip(panels, views.items(), strict=True):
-        axes.set(xlabel=xlabel, yscale=yscale)
-        if training:
-            # Thin, so that the noise of thousands of points does not hide the validation loss.
-            _line(axes, training, drawing.ORANGE, f"training {figures(training[-1][1])}", thin=True)
-        if validation:
-            dots = len(validation) <= 40
-            _line(axes, validation, drawing.BLUE, f"validation {figures(validation[-1][1])}", dots=dots)
-        values = [value for _, value in [*training, *validation]]
-        if axes is not panels[0]:  # a line far away would flatten the curves
-            reach = max(values) - min(values)
-            references = {k: v for k, v in references.items() if min(values) - reach <= v <= max(values) + reach}
-        for name, value in references.items():
-            drawing.reference_line(axes, value, f"{name} {figures(value)}", above=value > values[-1])
-        drawing.limit_y(axes, [*values, *references.values()], from_zero=axes is panels[0])
-        drawing.finish(axes, legend=axes is panels[-1])
-    panels[0].set_ylabel(ylabel)
-    drawing.save(figure, path)
+    with drawing.picture(path, title, columns=len(views)) as panels:
+        panels[0].set_ylabel(ylabel)
+        for axes, (xlabel, (training, validation)) in zip(panels, views.items(), strict=True):
+            axes.set(xlabel=xlabel, yscale=yscale)
+            if training:  # thin, so that the noise of thousands of points does not hide the validation loss
+                _line(axes, training, drawing.ORANGE, f"training {figures(training[-1][1])}", thin=True)
+            if validation:
+                dots = len(validation) <= 40
+                _line(axes, validation, drawing.BLUE, f"validation {figures(validation[-1][1])}", dots=dots)
+            values = [value for _, value in [*training, *validation]]
+            if axes is not panels[0]:  # a reference far away would flatten the curves
+                reach = max(values) - min(values)
+                references = {k: v for k, v in references.items() if min(values) - reach <= v <= max(values) + reach}
+            for name, value in references.items():
+                drawing.reference_line(axes, value, f"{name} {figures(value)}", above=value > values[-1])
+            drawing.limit_y(axes, [*values, *references.values()], from_zero=axes is panels[0])
 
 
 def _line(axes: "Axes", curve: Curve, colour: str, name: str = "", thin: bool = False, dots: bool = False) -> None:
