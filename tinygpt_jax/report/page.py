@@ -17,6 +17,16 @@ from tinygpt_jax.runs.record import MAX_LOSS, RunRecord, WrittenStory, read_reco
 from tinygpt_jax.terminal import harmless
 
 _SAMPLES_PER_PROMPT = 6
+_CAPTIONS = {
+    "loss": "Mean cross-entropy. Training: of the updates since the point before, with dropout if any. Validation: of "
+    "held-out stories, without. A uniform guess costs ln V; the unigram entropy is the least that is possible without "
+    "looking at the context; the exact entropy, known for the built-in stories, the least that is possible at all, "
+    "both for the validation rows that are evaluated. On the right without the first tenth of the steps.",
+    "perplexity": "exp(loss): the model is as uncertain as a fair choice among so many tokens.",
+    "learning_rate": "Above: the schedule. Below: the global norm of the gradient before clipping, on a log scale.",
+    "word_cloud": "Frequent words of the training stories, without those that all English is full of.",
+    "story_lengths": "Training stories by their length in tokens, end-of-text included.",
+}
 
 
 def write_report(workdir: Path) -> Path:
@@ -51,55 +61,27 @@ def write_report(workdir: Path) -> Path:
 def _draw_pictures(record: RunRecord, folder: Path) -> Iterator[str]:
     """Draw what there is data for, as parts of the page; what there is none for becomes a problem."""
     yield html.heading("Pictures")
-    for name, data, draw, caption in _pictures(record):
+    for name, data, draw in _pictures(record):
         path = folder / f"{name}.png"
         if data:
             title = draw(path)
-            yield html.picture(path.read_bytes(), title, caption)
+            yield html.picture(path.read_bytes(), title, _CAPTIONS[name])
         else:
             record.problems.append(f"{path.name} is not drawn: there is no data for it")
 
 
-def _pictures(record: RunRecord) -> Iterator[tuple[str, Any, Callable[[Path], str], str]]:
-    """Every picture: its name, the data that it needs, how it is drawn, and its caption."""
-    losses = record.curves["loss"], record.curves["validation_loss"], _references(record)
-    yield (
-        "loss",
-        any(losses[:2]),
-        partial(plots.loss_curves, *losses),
-        "Mean cross-entropy. Training: of the updates since the point before, with dropout if any. Validation: of "
-        "held-out stories, without. A uniform guess costs ln V; the unigram entropy is the least that is possible "
-        "without looking at the context; the exact entropy, known for the built-in stories, the least that is possible "
-        "at all: both for the validation rows that are evaluated. On the right without the first tenth of the steps.",
-    )
-    yield (
-        "perplexity",
-        any(losses[:2]),
-        partial(plots.perplexity_curves, *losses),
-        "exp(loss): the model is as uncertain as a fair choice among so many tokens.",
-    )
+def _pictures(record: RunRecord) -> Iterator[tuple[str, Any, Callable[[Path], str]]]:
+    """Every picture: its name, the data that it cannot do without, and how it is drawn."""
+    losses = record.curves["loss"], record.curves["validation_loss"]
+    yield "loss", any(losses), partial(plots.loss_curves, *losses, _references(record))
+    yield "perplexity", any(losses), partial(plots.perplexity_curves, *losses, _references(record))
     rates = record.curves["learning_rate"], record.curves["gradient_norm"]
     clip_norm = record.config.optimizer.clip_norm if record.config else None
-    yield (
-        "learning_rate",
-        all(rates),
-        partial(plots.learning_rate_curves, *rates, clip_norm),
-        "Above: the schedule. Below: the global norm of the gradient before clipping, on a log scale.",
-    )
-    yield (
-        "word_cloud",
-        record.words,
-        partial(plots.word_cloud, record.words),
-        "Frequent words of the training stories, without those that all English is full of.",
-    )
-    histogram, context_length = record.length_histogram or {}, int(record.number("context_length") or 0)
+    yield "learning_rate", all(rates), partial(plots.learning_rate_curves, *rates, clip_norm)
+    yield "word_cloud", record.words, partial(plots.word_cloud, record.words)
+    lengths = record.length_histogram or {}, int(record.number("context_length") or 0)
     layout = "packed" if record.corpus.get("layout") == "packed" else "padded"
-    yield (
-        "story_lengths",
-        histogram and context_length,
-        partial(plots.story_lengths, histogram, context_length, layout=layout),
-        "Training stories by their length in tokens, end-of-text included.",
-    )
+    yield "story_lengths", all(lengths), partial(plots.story_lengths, *lengths, layout=layout)
 
 
 def _references(record: RunRecord) -> dict[str, float]:
@@ -139,15 +121,12 @@ def _headline(record: RunRecord) -> Iterator[tuple[str, str, str]]:
 
 def _distance(loss: float, references: dict[str, float]) -> Iterator[tuple[str, str, str]]:
     """How far the loss is from the best that is possible, or else from the best without context."""
-    name = next((name for name in ("exact entropy", "unigram entropy") if name in references), None)
-    if name is not None:
-        difference, best = loss - references[name], references[name]
-        side = "Above" if difference >= 0 else "Below"
-        yield (
-            f"{side} the {name}",
-            f"{abs(difference):.3f}",
-            f"nats per token, {abs(difference) / best:.1%} of {best:.3f}",
-        )
+    for name in ("exact entropy", "unigram entropy"):
+        if name in references:
+            best, distance = references[name], abs(loss - references[name])
+            side = "Above" if loss >= best else "Below"
+            yield f"{side} the {name}", f"{distance:.3f}", f"nats per token, {distance / best:.1%} of {best:.3f}"
+            return
 
 
 def _stories(samples: list[WrittenStory]) -> Iterator[str]:
