@@ -16,22 +16,22 @@ import contextlib
 import hashlib
 import itertools
 import os
-import pickle
 import subprocess
 import sys
-import threading
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from tinygpt_jax.data import grammar
 from tinygpt_jax.data.stories import BUILTIN_SEED, Piece
 from tinygpt_jax.errors import UnfinishedError, UserError
+from tinygpt_jax.files import whole_file
 from tinygpt_jax.tokenizer import GPT2_END_OF_TEXT, gpt2
 
 
@@ -135,21 +135,6 @@ def is_whole(path: Path) -> bool:
         return False
 
 
-@contextlib.contextmanager
-def whole_file(path: Path) -> Iterator[BinaryIO]:
-    """A file that gets its name once it is written and on the disk, and is removed if that fails."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    try:
-        with temporary.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-
-
 def _texts(piece: Piece, fix_encoding: bool) -> tuple[list[str], list[float], int]:
     """The texts of a piece, their log-probabilities where they have one, and how many were repaired."""
     if isinstance(piece.stories, range):
@@ -166,77 +151,61 @@ def _texts(piece: Piece, fix_encoding: bool) -> tuple[list[str], list[float], in
 def _write_in_processes(
     jobs: Iterator[tuple[Piece, Path]], fix_encoding: bool, workers: int, done: Callable[[Piece], None]
 ) -> None:
-    """One thread for each process: it reads the next piece, sends it, and waits for the answer."""
+    """Each process has one piece at a time; the next one is read meanwhile."""
     processes: list[subprocess.Popen] = []
-    reading, stopping = threading.Lock(), threading.Event()
+    busy: dict[Connection, Piece] = {}
 
-    def serve() -> None:
-        process = None
-        while not stopping.is_set():
-            with reading:
-                job = next(jobs, None)
-            if job is None:
-                break
-            if process is None:
-                process = _start_process()
-                processes.append(process)
-            _ask(process, job[0], job[1], fix_encoding)
-            with reading:
-                done(job[0])
+    def next_done() -> Connection:
+        connection = next(ready for ready in wait(list(busy)) if isinstance(ready, Connection))
+        error = connection.recv()
+        if error is not None:
+            raise error
+        done(busy.pop(connection))
+        return connection
 
     try:
-        with ThreadPoolExecutor(workers) as threads:
-            try:
-                for result in as_completed([threads.submit(serve) for _ in range(workers)]):
-                    result.result()
-            finally:
-                stopping.set()
-                for process in processes:
-                    process.kill()
+        for piece, path in jobs:
+            connection = next_done() if len(busy) == workers else _start_process(processes)
+            busy[connection] = piece
+            connection.send((piece, path, fix_encoding))
+        while busy:
+            next_done()
+    except (EOFError, ConnectionError):
+        raise UnfinishedError(
+            "a tokenising process was killed (was memory short?): run again to go on from the finished part, with "
+            "fewer --workers if it was"
+        ) from None
     finally:
         for process in processes:
-            process.communicate()
+            process.kill()
+            process.wait()
 
 
-def _start_process() -> subprocess.Popen:
-    """A Python that runs `serve`. Not `multiprocessing`: that would import the caller's main module again, with jax
-    and perhaps without a guard, and leave processes behind when this one is killed; these end with their input."""
-    return subprocess.Popen(
-        [sys.executable, "-c", "from tinygpt_jax.data.shards import serve; serve()"],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)},
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        start_new_session=True,  # Ctrl-C goes to us, and we end them
-    )
+def _start_process(processes: list[subprocess.Popen]) -> Connection:
+    """A connection to a new Python that runs `serve`, and ends when the connection does: when we end in whatever way.
+
+    Not a process of `multiprocessing`: that would import the caller's main module again, with jax and perhaps without
+    a guard, and would wait for ever for a parent that was killed.
+    """
+    ours, theirs = Pipe()
+    with theirs:
+        process = subprocess.Popen(
+            [sys.executable, "-c", f"from tinygpt_jax.data.shards import serve; serve({theirs.fileno()})"],
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)},
+            pass_fds=[theirs.fileno()],
+            start_new_session=True,  # Ctrl-C goes to us, and we end them
+        )
+    processes.append(process)
+    return ours
 
 
-def _ask(process: subprocess.Popen, piece: Piece, path: Path, fix_encoding: bool) -> None:
-    assert process.stdin and process.stdout
-    try:
-        pickle.dump((piece, path, fix_encoding), process.stdin, pickle.HIGHEST_PROTOCOL)
-        process.stdin.flush()
-        error = pickle.load(process.stdout)
-    except (EOFError, BrokenPipeError):
-        raise UnfinishedError(
-            f"a tokenising process ended with {process.wait()} (a negative number is a signal; -9: out of memory?): "
-            "run again to go on from the finished part, with fewer --workers if memory is short"
-        ) from None
-    if error is not None:
-        raise error
-
-
-def serve() -> None:
-    """Write the shards that are asked for on the standard input, until it ends."""
-    questions, answers = sys.stdin.buffer, sys.stdout.buffer
-    while True:
-        try:
-            piece, path, fix_encoding = pickle.load(questions)
-        except (EOFError, pickle.UnpicklingError):  # whoever asked has ended, perhaps in mid-sentence
-            return
-        error = None
-        try:
-            write_shard(piece, path, fix_encoding)
-        except (OSError, UserError) as problem:
-            error = problem
-        pickle.dump(error, answers)
-        answers.flush()
+def serve(descriptor: int) -> None:
+    """Write the shards that are asked for on this connection, until it ends."""
+    with Connection(descriptor) as questions, contextlib.suppress(EOFError, OSError):
+        while True:
+            arguments, error = questions.recv(), None
+            try:
+                write_shard(*arguments)
+            except (OSError, UserError) as problem:
+                error = problem
+            questions.send(error)
