@@ -87,7 +87,7 @@ def _about(corpus: Corpus) -> dict[str, str]:
         "duplicates": f"{read['duplicates']:,}, {'dropped' if options['drop_duplicates'] else 'kept'}",
         "repaired encoding": f"{read['repaired']:,}" if options["fix_encoding"] else "not asked for",
         "left out": f"{read['empty']:,} empty, {read['bad']:,} malformed{first_bad}",
-        "held out by": "the source" if manifest["has_own_split"] else "the hash of each story",
+        "held out by": manifest["held_out_by"],
         "folder": str(corpus.folder),
     }
 

@@ -1,15 +1,8 @@
 """Pieces of stories, tokenised by all cores into one file each: a shard.
 
 A shard is complete once it has its name, so a preparation that was killed goes on behind the last one. Its
-content depends on its piece only, and so not on how many processes work. It is a `.npz` file of
-
-    tokens   uint16 [all]        GPT-2's tokens of the stories, each story followed by end-of-text
-    lengths  int64  [stories]    tokens of each story, with its end-of-text
-    n_bytes  int64  [stories]    UTF-8 bytes of each story
-    digests  uint64 [stories, 2] BLAKE2b-128 of each story's text
-    log_p    float64 [stories]   log-probability in nats of built-in stories; else empty
-    held_out int8   []           1 or 0 where the source has its own validation split, else -1
-    repaired int64  []           stories whose encoding was repaired
+content depends on its piece only, and so not on how many processes work. It is a `.npz` file of GPT-2's tokens of the
+stories, uint16, each story followed by end-of-text, and of the columns of `StoryTable`.
 """
 
 import contextlib
@@ -35,15 +28,15 @@ from tinygpt_jax.files import whole_file
 from tinygpt_jax.tokenizer import GPT2_END_OF_TEXT, gpt2
 
 
-class ShardInfo(NamedTuple):
-    """A shard without its tokens; the arrays are described above."""
+class StoryTable(NamedTuple):
+    """What is known of stories one by one, `[stories]`, without their tokens."""
 
-    lengths: np.ndarray
-    n_bytes: np.ndarray
-    digests: np.ndarray
-    log_p: np.ndarray
-    held_out: np.ndarray
-    repaired: np.ndarray
+    lengths: np.ndarray  # int64: tokens, with the end-of-text
+    n_bytes: np.ndarray  # int64: in UTF-8
+    digests: np.ndarray  # uint64 [stories, 2]: BLAKE2b-128 of the text
+    log_p: np.ndarray  # float64: log-probability in nats of built-in stories; of others NaN
+    held_out: np.ndarray  # int8: 1 or 0 where the source has its own validation split; else -1
+    repaired: np.ndarray  # bool: whether its encoding was repaired
 
 
 def write_shards(
@@ -99,34 +92,32 @@ def write_shard(piece: Piece, path: Path, fix_encoding: bool) -> None:
     tokens[is_text] = ids
     encoded = [text.encode() for text in texts]
     digests = b"".join(hashlib.blake2b(text, digest_size=16).digest() for text in encoded)
+    table = StoryTable(
+        lengths=lengths,
+        n_bytes=np.fromiter(map(len, encoded), np.int64, len(encoded)),
+        digests=np.frombuffer(digests, ">u8").astype(np.uint64).reshape(-1, 2),
+        log_p=log_p,
+        held_out=np.full(len(texts), -1 if piece.held_out is None else piece.held_out, np.int8),
+        repaired=repaired,
+    )
     with whole_file(path) as file:
-        np.savez(
-            file,
-            tokens=tokens,
-            lengths=lengths,
-            n_bytes=np.fromiter(map(len, encoded), np.int64, len(encoded)),
-            digests=np.frombuffer(digests, ">u8").astype(np.uint64).reshape(-1, 2),
-            log_p=np.array(log_p, np.float64),
-            held_out=np.int8(-1 if piece.held_out is None else piece.held_out),
-            repaired=np.int64(repaired),
-        )
+        np.savez(file, tokens=tokens, **table._asdict())
 
 
-def read_info(path: Path) -> ShardInfo:
-    """A shard without its tokens."""
+def read_table(paths: list[Path]) -> StoryTable:
+    """What is known of the stories of some shards, one shard after another."""
+    return StoryTable(*(np.concatenate([read_array(path, name) for path in paths]) for name in StoryTable._fields))
+
+
+def read_array(path: Path, name: str) -> np.ndarray:
+    """A shard's `tokens`, or a column of its table."""
     with np.load(path, allow_pickle=False) as shard:
-        return ShardInfo(*(shard[name] for name in ShardInfo._fields))
-
-
-def read_tokens(path: Path) -> np.ndarray:
-    """A shard's tokens."""
-    with np.load(path, allow_pickle=False) as shard:
-        return shard["tokens"]
+        return shard[name]
 
 
 def is_whole(path: Path) -> bool:
     """Whether a shard is there with all its arrays, and its checksums are right."""
-    expected = {f"{name}.npy" for name in ("tokens", *ShardInfo._fields)}
+    expected = {f"{name}.npy" for name in ("tokens", *StoryTable._fields)}
     try:
         with zipfile.ZipFile(path) as file:
             return set(file.namelist()) == expected and file.testzip() is None
@@ -135,17 +126,18 @@ def is_whole(path: Path) -> bool:
         return False
 
 
-def _texts(piece: Piece, fix_encoding: bool) -> tuple[list[str], list[float], int]:
-    """The texts of a piece, their log-probabilities where they have one, and how many were repaired."""
+def _texts(piece: Piece, fix_encoding: bool) -> tuple[list[str], np.ndarray, np.ndarray]:
+    """The texts of a piece, their log-probabilities, and which of them were repaired."""
+    unknown, sound = np.full(len(piece.stories), np.nan), np.zeros(len(piece.stories), bool)
     if isinstance(piece.stories, range):
-        pairs = list(grammar.write_stories(len(piece.stories), BUILTIN_SEED, piece.stories.start))
-        return [text for text, _ in pairs], [log_p for _, log_p in pairs], 0
+        texts, log_p = zip(*grammar.write_stories(len(piece.stories), BUILTIN_SEED, piece.stories.start), strict=True)
+        return list(texts), np.array(log_p), sound
     if not fix_encoding:
-        return piece.stories, [], 0
+        return piece.stories, unknown, sound
     import ftfy
 
     fixed = [text if text.isascii() else ftfy.fix_encoding(text) for text in piece.stories]
-    return fixed, [], sum(a != b for a, b in zip(fixed, piece.stories, strict=True))
+    return fixed, unknown, np.array([a != b for a, b in zip(fixed, piece.stories, strict=True)])
 
 
 def _write_in_processes(
