@@ -66,11 +66,11 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _open_split(run: "Run", arguments: Arguments) -> "Split":
-    from tinygpt_jax.data.corpus import prepare, prepare_for_evaluation
+    from tinygpt_jax.data.corpus import prepare
 
     if arguments.source is not None:
         data = dataclasses.replace(run.config.data, source=arguments.source)
-        return prepare_for_evaluation(data, run.tokenizer).validation
+        return prepare(data, tokenizer=run.tokenizer).validation
     corpus = prepare(run.config.data)
     source = run.config.data.source
     if corpus.tokenizer.fingerprint != run.tokenizer.fingerprint:

@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 from tinygpt_jax import export, tokenizer
 from tinygpt_jax.config import Config, ModelConfig
 from tinygpt_jax.data import corpus as corpus_module
-from tinygpt_jax.data import files, grammar, stories
+from tinygpt_jax.data import grammar, stories, story_files
 from tinygpt_jax.data.corpus import Corpus, DataConfig, prepare
-from tinygpt_jax.data.files import BadRecord
+from tinygpt_jax.data.story_files import BadRecord
 from tinygpt_jax.errors import UserError
 from tinygpt_jax.files import own_checksum
 from tinygpt_jax.generation import encode_prompt
@@ -221,7 +221,7 @@ def test_story_files(tmp_path, name):
     @given(st.binary() | damaged(FILES[name]))
     def test(content):
         path.write_bytes(content)
-        for item in accepted(lambda: list(files.read_file(path, lambda _: None))) or ():
+        for item in accepted(lambda: list(story_files.read_file(path, lambda _: None))) or ():
             assert isinstance(item, str | BadRecord)
             if isinstance(item, str):
                 item.encode()  # no half characters

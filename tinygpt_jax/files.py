@@ -103,7 +103,13 @@ def locked(path: Path, busy: Callable[[str], None]) -> Iterator[None]:
     """
     while True:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a+") as file:
+        try:
+            file = path.open("a+")
+        except FileNotFoundError:
+            if path.parent.exists():
+                raise
+            continue  # who held the lock has removed it with its folder just now
+        with file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
