@@ -2,8 +2,6 @@
 
 import json
 import math
-import re
-from collections import Counter, defaultdict
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +11,10 @@ from tinygpt_jax.config import Config
 from tinygpt_jax.data.batches import evaluation_batches
 from tinygpt_jax.data.corpus import Corpus
 from tinygpt_jax.data.grammar import log_probability
+from tinygpt_jax.data.words import frequent_words
 from tinygpt_jax.evaluation import token_bytes, unigram
 from tinygpt_jax.files import write_atomically
 from tinygpt_jax.tokenizer import Tokenizer
-
-_STORIES_TO_COUNT = 20_000  # for the most frequent words, so many stories are enough
-_FREQUENT_WORDS = 300
 
 
 def write_summary(workdir: Path, config: Config, corpus: Corpus) -> None:
@@ -100,18 +96,3 @@ def _log_probability(tokens: np.ndarray, tokenizer: Tokenizer) -> float:
     ends = np.flatnonzero(tokens == tokenizer.end_of_text) + 1
     stories = np.split(tokens, ends[ends < len(tokens)])
     return math.fsum(log_probability(tokenizer.decode(story)) for story in stories)
-
-
-def frequent_words(corpus: Corpus) -> dict[str, int]:
-    """Word -> occurrences, in evenly spaced training stories; a word counts in any case and has its commonest."""
-    offsets, count = corpus.train.offsets, corpus.train.n_stories
-    spellings: Counter[str] = Counter()
-    for index in np.arange(0, count, max(1, count // _STORIES_TO_COUNT)):
-        story = corpus.tokenizer.decode(corpus.train.tokens[offsets[index] : offsets[index + 1]])
-        spellings.update(re.findall(r"[^\W\d_]+(?:['’][^\W\d_]+)*", story))
-    occurrences: defaultdict[str, int] = defaultdict(int)
-    commonest: dict[str, str] = {}
-    for spelling, times in spellings.most_common():
-        occurrences[spelling.lower()] += times
-        commonest.setdefault(spelling.lower(), spelling)
-    return {commonest[word]: times for word, times in Counter(occurrences).most_common(_FREQUENT_WORDS)}
