@@ -194,8 +194,8 @@ def _draw_run(
                 _line(axes, validation, drawing.BLUE, f"validation {figures(validation[-1][1])}", dots=dots)
             values = [value for _, value in [*training, *validation]]
             if axes is not panels[0]:  # a reference far away would flatten the curves
-                reach = max(values) - min(values)
-                references = {k: v for k, v in references.items() if min(values) - reach <= v <= max(values) + reach}
+                high, low = max(values), min(values)
+                references = {name: value for name, value in references.items() if 2 * low - high <= value <= high}
             for name, value in references.items():
                 drawing.reference_line(axes, value, f"{name} {figures(value)}", above=value > values[-1])
             drawing.limit_y(axes, [*values, *references.values()], from_zero=axes is panels[0])
