@@ -215,7 +215,7 @@ def test_evaluation_takes_all_stories_in_the_models_vocabulary(config, tmp_path)
     ("texts", "message"),
     [
         ([], "holds no stories"),
-        (["One."], "1 story, of which 0 are held out by the hash of each story"),
+        (["One."], "1 story, 1 different, of which 0 are held out by the hash of each story"),
         (["One."] * 500, "its 500 stories are all the same, so that none can be held out"),
     ],
 )
@@ -444,7 +444,7 @@ def test_a_damaged_shard_is_made_again(config, small_pieces):
 def test_a_shard_with_a_flipped_bit_is_damaged_or_the_same(tmp_path):
     """A traceback from a header that is none, or other tokens than were written."""
     path = tmp_path / "000000.npz"
-    shards.write_shard(stories.Piece(0, None, TEXTS[:2]), path, fix_encoding=False)
+    shards.write_shard(stories.Piece(None, TEXTS[:2]), path, fix_encoding=False)
     tokens, table, whole = shards.read_array(path, "tokens"), shards.read_table([path]), path.read_bytes()
     chosen = random.Random(0).sample(range(8 * len(whole)), 2000)
     for bit in chosen:
@@ -467,7 +467,7 @@ def test_shards_that_a_kill_left_beside_a_finished_corpus_are_removed(config):
 
 def test_a_killed_worker_is_one_line(tmp_path):
     """Waiting for ever for a process that the system killed for its memory."""
-    pieces = (stories.Piece(number, None, TEXTS) for number in range(9))
+    pieces = (stories.Piece(None, TEXTS) for _ in range(9))
 
     def kill_them(piece):
         for process in Path(f"/proc/self/task/{threading.get_native_id()}/children").read_text().split():

@@ -109,15 +109,16 @@ def _check(
     validation = int((sides == VALIDATION).sum())
     if validation and (not needs_training or (sides == TRAIN).any()):
         return
-    if len(sides) > 1 and is_copy.sum() == len(sides) - 1:
+    different = len(sides) - int(is_copy.sum())
+    if different == 1 < len(sides) and not source.own_split:
         raise UserError(
             f"{source.name}: its {len(sides):,} stories are all the same, so that none can be held out from training: "
             "give different ones"
         )
     by = source.own_split or f"{HASH_SPLIT} (--validation-fraction {options['validation_fraction']:g})"
     raise UserError(
-        f"{source.name}: {counted(len(sides))}, of which {validation:,} are held out by {by}; some must be, and some "
-        "not: give more stories (in a .txt file <|endoftext|> or a blank line stands between them)"
+        f"{source.name}: {counted(len(sides))}, {different:,} different, of which {validation:,} are held out by {by}; "
+        "some must be, and some not: give more stories (in a .txt file, <|endoftext|> or a blank line is between them)"
     )
 
 

@@ -47,7 +47,7 @@ def write_shards(
     Pieces are read as they are needed, so there is about one piece for each process in memory.
 
     Args:
-        pieces: what to tokenise, numbered from 0.
+        pieces: what to tokenise.
         folder: where shards are kept. The caller has removed those of any other source.
         fix_encoding: repair mis-decoded text first.
         workers: processes; with 1, or a single piece, the work is done in this one.
@@ -61,8 +61,8 @@ def write_shards(
     paths: list[Path] = []
 
     def unfinished() -> Iterator[tuple[Piece, Path]]:
-        for piece in pieces:
-            path = folder / f"{piece.number:06}.npz"
+        for number, piece in enumerate(pieces):
+            path = folder / f"{number:06}.npz"
             paths.append(path)
             if is_whole(path):
                 done(piece)

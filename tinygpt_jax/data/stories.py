@@ -28,7 +28,6 @@ HASH_SPLIT = "the hash of each story"  # of sources without an own split
 class Piece:
     """Consecutive stories of a source: their texts, or their numbers where they are built in."""
 
-    number: int
     held_out: bool | None  # None: as the hash of each story decides
     stories: list[str] | range
 
@@ -93,7 +92,6 @@ def cut(
     if isinstance(source, Builtin):
         yield from source.pieces(advance)
         return
-    number = 0
     # The held-out stories first: of one and its copy on the training side, the copy is the duplicate.
     for held_out in ((True,) if held_out_only else (True, False)) if source.own_split else (None,):
         texts, characters = [], 0
@@ -101,11 +99,10 @@ def cut(
             texts.append(text)
             characters += len(text)
             if characters >= PIECE_CHARACTERS:
-                yield Piece(number, held_out, texts)
-                texts, characters, number = [], 0, number + 1
+                yield Piece(held_out, texts)
+                texts, characters = [], 0
         if texts:
-            yield Piece(number, held_out, texts)
-            number += 1
+            yield Piece(held_out, texts)
 
 
 def _good(items: Iterator[str | BadRecord], skip_bad: bool, left_out: LeftOut) -> Iterator[str]:
@@ -143,10 +140,10 @@ class Builtin:
 
     def pieces(self, advance: Advance) -> Iterator[Piece]:
         """Numbers of stories: whoever works on a piece writes them."""
-        for number, start in enumerate(range(0, self.count, PIECE_BUILTIN)):
+        for start in range(0, self.count, PIECE_BUILTIN):
             stories = range(start, min(start + PIECE_BUILTIN, self.count))
             advance(len(stories))
-            yield Piece(number, None, stories)
+            yield Piece(None, stories)
 
 
 @dataclass(frozen=True)
