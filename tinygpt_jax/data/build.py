@@ -181,15 +181,15 @@ class _Progress:
         from tqdm import tqdm
 
         self.stories, self.characters, self.start = 0, 0, time.monotonic()
-        form = "{percentage:3.0f}% |{bar}| {postfix}, {remaining} left" if source.total else "{postfix}, {elapsed}"
-        self.bar = tqdm(total=source.total, bar_format=form, postfix=str(self), disable=None, leave=False, delay=0.5)
+        form = "{percentage:3.0f}% |{bar}| {desc}, {remaining} left" if source.total else "{desc}, {elapsed}"
+        self.bar = tqdm(desc=str(self), total=source.total, bar_format=form, disable=None, leave=False)
 
     def done(self, piece: Piece) -> None:
         """A piece is tokenised."""
         self.stories += len(piece.stories)
         if not isinstance(piece.stories, range):
             self.characters += sum(map(len, piece.stories))
-        self.bar.set_postfix_str(str(self))
+        self.bar.set_description_str(str(self))
 
     def __str__(self) -> str:
         speed = self.characters / 1e6 / (time.monotonic() - self.start)
