@@ -9,7 +9,6 @@ import hashlib
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +49,7 @@ def find_source(source: str, builtin_stories: int, streaming: bool = False) -> "
     if source == "builtin":
         return Builtin(builtin_stories)
     if source == "tinystories":
-        return Hub(hub.TINYSTORIES, streaming)
+        return hub.Hub(hub.TINYSTORIES, streaming)
     path = Path(source)
     try:
         path = path.expanduser()
@@ -185,42 +184,4 @@ class Files:
         return re.search(r"(?<![a-z])(valid|validation|test)(?![a-z])", name) is not None
 
 
-@dataclass(frozen=True)
-class Hub:
-    """A dataset of the hub, with its own validation split where it has one."""
-
-    name: str
-    streaming: bool
-
-    @property
-    def fingerprint(self) -> dict[str, Any]:
-        """The name: what was prepared once must open without a network."""
-        return {"hub": self.name}
-
-    @property
-    def own_split(self) -> str:
-        """There may be a validation split."""
-        return "the dataset" if "validation" in self._splits else ""
-
-    @property
-    def total(self) -> int | None:
-        """Number of stories, where the hub says it."""
-        said = self._splits["train"].info.splits or {}
-        return sum(said[name].num_examples for name in self._splits) if set(said) >= set(self._splits) else None
-
-    def read(self, held_out: bool | None, advance: Advance) -> Iterator[str | BadRecord]:
-        """The stories of the validation split, or of the training split."""
-        split = "validation" if held_out else "train"
-        row = 0
-        for texts in hub.batches(self._splits[split]):
-            for text in texts:
-                row += 1
-                yield text if isinstance(text, str) else BadRecord(f"{self.name}, {split}, row {row}", "has no text")
-            advance(len(texts))
-
-    @cached_property
-    def _splits(self) -> Any:
-        return hub.load(self.name, self.streaming)
-
-
-Source = Builtin | Files | Hub
+Source = Builtin | Files | hub.Hub
