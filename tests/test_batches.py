@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tinygpt_jax.data.batches import Batch, Rows, TrainingBatches, evaluation_batches
+from tinygpt_jax.data.batches import Rows, TrainingBatches, evaluation_batches
 from tinygpt_jax.data.corpus import Split
 from tinygpt_jax.errors import UserError
 

