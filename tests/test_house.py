@@ -18,6 +18,7 @@ PACKAGE = {name: path for name, path in ROOMS.items() if name.startswith("tinygp
 FOUNDATIONS = {
     "errors": set(),
     "config": {"errors"},
+    "files": {"errors"},
     "functional": set(),
     "fused.products": {"functional"},
     "fused.embedding": set(),
@@ -33,8 +34,10 @@ HOMES = {
     "flax": ("tinygpt_jax.model",),
     "optax": ("tinygpt_jax.training.",),
     "orbax": ("tinygpt_jax.training.checkpoint",),
-    "grain": ("tinygpt_jax.data.",),
-    "datasets": ("tinygpt_jax.data.",),
+    "grain": ("tinygpt_jax.data.batches",),
+    "datasets": ("tinygpt_jax.data.hub",),
+    "pyarrow": ("tinygpt_jax.data.story_files",),
+    "multiprocessing": ("tinygpt_jax.data.shards",),
     "tiktoken": ("tinygpt_jax.tokenizer",),
     "tyro": (),
 }

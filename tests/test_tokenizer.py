@@ -283,7 +283,8 @@ def test_hostile_file_is_refused(saved):
     with pytest.raises(UserError) as caught:
         Tokenizer.from_json(saved)
     message = str(caught.value)
-    assert "\n" not in message and len(message) < 300 and "prepare the corpus again" in message
+    assert "\n" not in message and len(message) < 300 and message.startswith("this is no vocabulary")
+    assert "corpus" not in message and "checkpoint" not in message  # it may be neither
 
 
 def damaged_tables():

@@ -64,7 +64,9 @@ class ModelConfig:
 class DataConfig:
     """Which stories, in which vocabulary, and how they become rows of tokens."""
 
-    source: str = "tinystories"  # (or --data) builtin, tinystories, or a file or folder of .txt, .jsonl, .csv, .parquet
+    # (or --data) builtin, tinystories, or a file or folder of .txt, .jsonl, .csv, .parquet; of several files, those
+    # with valid, validation or test in their names are held out
+    source: str = "tinystories"
     vocabulary: Literal["gpt2", "compact"] = "gpt2"  # all of GPT-2's tokens, or those that occur plus bytes
     max_vocab: int | None = None  # compact: keep only this many of the most frequent tokens (plus bytes)
     layout: Literal["padded", "packed"] = "padded"  # one story per row, or stories joined without a gap

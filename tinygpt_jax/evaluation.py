@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Integer
 
 from tinygpt_jax import functional as F
 from tinygpt_jax.data.batches import Batch, EvaluationBatches, Rows
@@ -68,11 +68,11 @@ def evaluate(
     return Evaluation(nats / tokens, correct / tokens, int(tokens), None if token_bytes is None else int(n_bytes))
 
 
-def unigram(split: Split, token_bytes: Int[np.ndarray, " v"]) -> Evaluation:
-    """The best that a model without context could do on a split: each token's probability is its frequency there."""
+def unigram(tokens: Integer[np.ndarray, " n"], token_bytes: Int[np.ndarray, " v"]) -> Evaluation:
+    """The best that a model without context could do on some tokens: each one's probability is its frequency there."""
     counts = np.zeros(len(token_bytes), np.int64)
-    for first in range(0, len(split.tokens), _COUNTED_AT_ONCE):
-        counts += np.bincount(split.tokens[first : first + _COUNTED_AT_ONCE], minlength=len(counts))
+    for first in range(0, len(tokens), _COUNTED_AT_ONCE):
+        counts += np.bincount(tokens[first : first + _COUNTED_AT_ONCE], minlength=len(counts))
     frequency = counts[counts > 0] / counts.sum()
     entropy = -np.sum(frequency * np.log(frequency))
     return Evaluation(float(entropy), float(frequency.max()), int(counts.sum()), int(counts @ token_bytes))
