@@ -22,6 +22,7 @@ from tinygpt_jax.data import corpus as corpus_module
 from tinygpt_jax.data import grammar, integrity, shards, stories
 from tinygpt_jax.data.corpus import prepare
 from tinygpt_jax.data.integrity import CHECKED
+from tinygpt_jax.data.words import frequent_words
 from tinygpt_jax.errors import UnfinishedError, UserError
 from tinygpt_jax.files import own_checksum
 from tinygpt_jax.tokenizer import gpt2
@@ -175,6 +176,15 @@ def test_the_compact_vocabulary_comes_from_the_training_stories(tmp_path):
     assert corpus.tokenizer.vocab_size == 256 + 2 + 1
     assert corpus.manifest["tokenizer"]["spelled_in_bytes"] == pytest.approx(2 / 6)
     assert decoded(corpus, corpus.train) == ["the cat the cat the dog"]
+
+
+def test_frequent_words_are_counted_in_any_case_and_spelled_in_their_commonest_way(tmp_path):
+    """Words of several tokens left out; `the` and `The` as two words; what is no word in a picture of words."""
+    write(tmp_path / "train.txt", ["The Zanzibarians don’t run.", "the Zanzibarians run", "the 7 x_y " + "z" * 51])
+    write(tmp_path / "valid.txt", ["held out"])
+    words = frequent_words(prepare(DataConfig(str(tmp_path), "compact", cache_dir=str(tmp_path / "cache"))))
+    assert words == {"the": 3, "Zanzibarians": 2, "run": 2, "don’t": 1, "x": 1, "y": 1}
+    assert next(iter(words)) == "the"
 
 
 def test_what_was_skipped_is_in_the_manifest(tmp_path):

@@ -64,13 +64,11 @@ class ModelConfig:
 class DataConfig:
     """Which stories, in which vocabulary, and how they become rows of tokens."""
 
-    # (or --data) builtin, tinystories, or a file or folder of .txt, .jsonl, .csv, .parquet; of several files, those
-    # with valid, validation or test in their names are held out
-    source: str = "tinystories"
+    source: str = "tinystories"  # (or --data) builtin, tinystories, or a file or folder of .txt, .jsonl, .csv, .parquet
     vocabulary: Literal["gpt2", "compact"] = "gpt2"  # all of GPT-2's tokens, or those that occur plus bytes
     max_vocab: int | None = None  # compact: keep only this many of the most frequent tokens (plus bytes)
     layout: Literal["padded", "packed"] = "padded"  # one story per row, or stories joined without a gap
-    validation_fraction: float = 0.1  # share of stories held out, where the source has no split of its own
+    validation_fraction: float = 0.1  # share of stories held out, unless a split or files named valid or test say which
     builtin_stories: int = 60_000  # how many stories the built-in storyteller writes
     drop_duplicates: bool = False  # keep only the first of identical stories
     fix_encoding: bool = False  # repair mis-decoded text such as â€œ

@@ -84,11 +84,6 @@ class Tokenizer:
         text_ends = ends[np.concatenate(([0], np.cumsum(lengths)))]
         return spelled[np.arange(ends[-1]) + shift], np.diff(text_ends)
 
-    def share_spelled(self, gpt2_counts: np.ndarray) -> float:
-        """Share of GPT-2 tokens, counted per id in `[50257]`, that this vocabulary spells in bytes."""
-        total = gpt2_counts.sum()
-        return float(1 - gpt2_counts[self.kept].sum() / total) if total else 0.0
-
     def decode_bytes(self, ids: Sequence[int] | np.ndarray) -> bytes:
         """UTF-8 bytes of tokens, which may stop inside a character; end-of-text is empty.
 

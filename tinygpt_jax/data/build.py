@@ -131,7 +131,7 @@ def _vocabulary(shards: list[Path], sides: np.ndarray, options: dict[str, Any]) 
         counts += np.bincount(tokens[np.repeat(side == TRAIN, lengths)], minlength=GPT2_VOCAB_SIZE)
     counts[GPT2_END_OF_TEXT] = 0
     tokenizer = compact(counts, options["max_vocab"])
-    return tokenizer, tokenizer.share_spelled(counts)
+    return tokenizer, 1 - float(counts[tokenizer.kept].sum() / max(1, counts.sum()))
 
 
 def _write_files(folder: Path, shards: list[Path], sides: np.ndarray, tokenizer: Tokenizer) -> None:
