@@ -6,6 +6,7 @@ import sys
 import jax
 from jax.sharding import Mesh
 
+from tinygpt_jax import fused
 from tinygpt_jax.config import MOST_STEPS, Config, ModelConfig
 from tinygpt_jax.data.batches import TrainingBatches, evaluation_batches
 from tinygpt_jax.data.corpus import Corpus
@@ -31,7 +32,7 @@ class Parts:
         training = config.training
         rows = {"layout": config.data.layout, "context_length": model.context_length, "batch_size": training.batch_size}
         rows["end_of_text"] = corpus.tokenizer.end_of_text
-        self.model = GPT(model, resolve_dtype(training.compute_dtype), training.remat)
+        self.model = GPT(model, resolve_dtype(training.compute_dtype), training.remat, fused)
         self.batches = TrainingBatches(corpus.train, seed=training.seed, **rows)
         self.validation = evaluation_batches(corpus.validation, limit=training.eval_batches, **rows)
         steps = training.steps or training.epochs * self.batches.per_epoch
