@@ -6,13 +6,12 @@ import os
 import re
 import sys
 from collections.abc import Callable, Sequence
-from itertools import dropwhile
 from typing import Any, TypeVar
 
 import tyro
 
-from tinygpt_jax.devices import restart_with_huge_pages
 from tinygpt_jax.errors import UsageError, UserError
+from tinygpt_jax.terminal import harmless
 
 Arguments = TypeVar("Arguments")
 
@@ -51,26 +50,27 @@ def parse(
 
 def run(main: Callable[[], None]) -> None:
     """Call `main` and end the process: 0, or 2 on a usage error and 1 on any other failure, said in one line."""
-    if main.__module__ == "__main__":  # not where another program, a test for example, calls a command
-        restart_with_huge_pages()
+    for name, mode in {"stdin": "r", "stdout": "w", "stderr": "w"}.items():
+        if getattr(sys, name) is None:  # closed by who started us: no file of a run may get its number
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115
     # A terminal that cannot show a story's characters, or a folder's name, is no reason to stop.
-    if sys.stdout is not None:  # closed by who started us
-        sys.stdout.reconfigure(errors="replace")  # pyright: ignore[reportAttributeAccessIssue]
+    sys.stdout.reconfigure(errors="replace")  # pyright: ignore[reportAttributeAccessIssue]
     try:
         main()
+        sys.stdout.flush()  # so that a full disk behind it is seen
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(harmless(f"error: {error}"), file=sys.stderr)
         sys.exit(2 if isinstance(error, UsageError) else 1)
-    except BrokenPipeError:  # the reader of our output, `head` for example, has seen enough
-        sys.stderr.close()
-        sys.exit(1)
     except OSError as error:
-        print(f"error: {error.filename or 'the system says'}: {error.strerror or error}", file=sys.stderr)
+        if not isinstance(error, BrokenPipeError):  # the reader of our output, `head` for example, has seen enough
+            said = f"error: {error.filename or 'the system says'}: {error.strerror or error}"
+            print(harmless(said), file=sys.stderr)
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115, or Python would try to write the rest again, and complain
         sys.exit(1)
     except KeyboardInterrupt:
         # At once: threads of a library that was saving would go on, and complain at length that Python has ended.
-        with contextlib.suppress(OSError, AttributeError):  # closed, or never open
-            sys.stdout.flush()  # pyright: ignore[reportOptionalMemberAccess]
+        with contextlib.suppress(OSError):
+            sys.stdout.flush()
         os._exit(130)
 
 
@@ -86,16 +86,8 @@ def _long_name(word: str) -> str:
 
 
 def _one_line(box: str) -> str:
-    """The sentences that tyro prints in a box, up to the rule before its advice, and the flag it suggests."""
-    lines = [line.strip("│|╭╮╰╯+ ") for line in box.splitlines()[1:]]  # without the title
-    lines = list(dropwhile(_is_rule, lines))  # in ASCII, a rule follows the title
-    rule = next((i for i, line in enumerate(lines) if _is_rule(line)), len(lines))
-    message = " ".join(lines[:rule])
-    suggestions = [line.split(" ")[0] for line in lines[rule:] if re.match("--[a-z]", line)]
-    if "Perhaps you meant:" in lines and suggestions:
-        message += f"; perhaps {suggestions[0]}?"
-    return f"{message} (--help lists the flags)"
-
-
-def _is_rule(line: str) -> bool:
-    return set(line) <= set("─-")
+    """What the box that tyro prints says up to its first rule, and the flag that it suggests below."""
+    text = "\n".join(line.strip("│╭╮╰╯ ") for line in box.splitlines()[1:])  # without the title
+    message, *advice = re.split(r"\n[─-]+(?:\n|$)", text.lstrip("-\n"))  # in ASCII, a rule follows the title
+    suggested = re.match(r"Perhaps you meant:\n(--\S+)", "\n".join(advice))
+    return " ".join(message.split()) + (f"; perhaps {suggested[1]}?" if suggested else "") + " (--help lists the flags)"

@@ -3,13 +3,15 @@
 import io
 import json
 import math
+import shlex
+import subprocess
 import sys
 import unicodedata
 
 import numpy as np
 import pytest
 
-from experiments import cli, evaluate, generate
+from experiments import evaluate, generate
 from tinygpt_jax.config import Config, DataConfig, ModelConfig, OptimizerConfig
 from tinygpt_jax.data.corpus import prepare
 from tinygpt_jax.errors import UsageError, UserError
@@ -185,8 +187,46 @@ def test_commands_refuse_bad_numbers(call):
             call(generate, *flags)
 
 
-def test_a_closed_standard_output_is_no_reason_to_stop(monkeypatch):
-    monkeypatch.setattr(sys, "stdout", None)
-    called = []
-    cli.run(lambda: called.append(print("nobody reads this")))
-    assert called
+def command_line(main, redirection=""):
+    """A command whose `main` is this Python code, in a shell."""
+    code = f"import os, sys; from experiments import cli; cli.run(lambda: {main})"
+    shell = f"{shlex.quote(sys.executable)} -c {shlex.quote(code)} {redirection}"
+    return subprocess.run(["bash", "-c", shell], capture_output=True, text=True, timeout=60)
+
+
+@pytest.mark.parametrize(
+    ("redirection", "out", "error"),
+    [(">&-", "", "warning\n"), ("2>&-", "story\n", ""), ("<&- >&- 2>&-", "", "")],
+)
+def test_a_closed_stream_is_no_reason_to_stop(redirection, out, error):
+    """It is as if /dev/null stood there: the other one shows its own, and no file gets a number below 3."""
+    main = "(sys.stderr.isatty(), print('warning', file=sys.stderr), print('story'), exit(os.open('/dev/null', 0)))"
+    done = command_line(main, redirection)
+    assert (done.stdout, done.stderr) == (out, error) and done.returncode >= 3
+
+
+def test_what_cannot_be_printed_is_one_line():
+    """A full disk, noticed when the program ends; a message that would command the terminal."""
+    done = command_line("print('story')", "> /dev/full")
+    assert (done.returncode, done.stderr) == (1, "error: the system says: No space left on device\n")
+    done = command_line("(_ for _ in ()).throw(cli.UserError('a\\x1b[2J'))")
+    assert (done.returncode, done.stderr) == (1, "error: a\ufffd[2J\n")
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--promt", "x"], "Unrecognized options: --promt, x; perhaps --prompt?"),
+        (
+            ["--checkpoint", "new"],
+            "invalid choice 'new' for argument '--checkpoint'. Expected one of ('best', 'last').",
+        ),
+    ],
+)
+def test_a_wrong_flag_is_one_sentence(monkeypatch, encoding, flags, message):
+    """Of the box that tyro draws in lines, or in ASCII where the terminal has no others."""
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding=encoding))
+    with pytest.raises(UsageError) as caught:
+        generate.main(flags)
+    assert str(caught.value) == f"{message} (--help lists the flags)"

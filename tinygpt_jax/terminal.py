@@ -29,9 +29,7 @@ def progress(
     """
     if total is None and isinstance(items, Sized):
         total = len(items)
-    if sys.stderr is None:  # closed by who started us
-        yield from items
-    elif sys.stderr.isatty():
+    if sys.stderr.isatty():
         from tqdm import tqdm
 
         yield from tqdm(items, doing, total, leave=False, dynamic_ncols=True, delay=0.5)
