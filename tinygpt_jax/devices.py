@@ -140,16 +140,6 @@ def instruction_sets(cpuinfo: Path = Path("/proc/cpuinfo")) -> list[str]:
     return [name for name, flag in (vectors, ("AMX", "amx_tile")) if flag in flags]
 
 
-def main_memory() -> tuple[int, int]:
-    """Bytes of the machine's own memory: available, and in all."""
-    page = os.sysconf("SC_PAGE_SIZE")
-    total, available = page * os.sysconf("SC_PHYS_PAGES"), page * os.sysconf("SC_AVPHYS_PAGES")
-    if Path("/proc/meminfo").exists():  # Linux counts what its disk cache would give back
-        lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
-        available = 1024 * int(lines["MemAvailable"].split()[0])
-    return available, total
-
-
 def peak_flops(kind: str | None = None) -> float | None:
     """Dense bfloat16 FLOP/s of all devices together, where the datasheet is known; or of one that JAX calls `kind`."""
     import jax
