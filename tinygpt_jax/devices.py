@@ -63,7 +63,7 @@ def cache_folder() -> Path:
     try:
         return Path(chosen).expanduser()
     except RuntimeError:  # a user without a home folder
-        raise UserError(f"there is no folder {chosen}: set TINYGPT_CACHE to one for the program's cache") from None
+        raise UserError(f"there is no folder {chosen}; set TINYGPT_CACHE to one for the program's cache") from None
 
 
 def use_device(choice: Device = "auto", deterministic: bool = False) -> None:
@@ -91,10 +91,11 @@ def use_device(choice: Device = "auto", deterministic: bool = False) -> None:
     try:
         backend = jax.default_backend()
     except (RuntimeError, AssertionError) as error:
-        reason = first_line(error)
+        reason, remedy = first_line(error), "try --device cpu"
         if not str(error):  # JAX_PLATFORMS=cuda without a GPU, or without JAX's part for it
-            reason = f"nothing here is JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS')}; unset it, or {USE_THE_GPU}"
-        raise UserError(f"JAX cannot start its device: {reason}; or try --device cpu") from None
+            reason = f"nothing here is JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS')}"
+            remedy = f"unset it, give --device cpu, or where an NVIDIA GPU is, {USE_THE_GPU}"
+        raise UserError(f"JAX cannot start its device: {reason}; {remedy}") from None
     if choice != "cpu" and gpu_is_unused():
         advice = f"an NVIDIA GPU is here but JAX does not use it: {USE_THE_GPU} (or check JAX_PLATFORMS)"
         if choice == "auto":
