@@ -11,7 +11,7 @@ import unicodedata
 import numpy as np
 import pytest
 
-from experiments import evaluate, generate
+from experiments import double_softmax, evaluate, generate
 from tinygpt_jax.config import Config, DataConfig, ModelConfig, OptimizerConfig
 from tinygpt_jax.data.corpus import prepare
 from tinygpt_jax.errors import UsageError, UserError
@@ -185,6 +185,13 @@ def test_commands_refuse_bad_numbers(call):
     ):
         with pytest.raises(UsageError, match=flags[0][2:].replace("-", "_")):
             call(generate, *flags)
+
+
+@pytest.mark.parametrize("seconds", ["nan", "inf", "0", "-1"])
+def test_double_softmax_refuses_a_time_that_never_comes(seconds):
+    """Or that has passed before it begins."""
+    with pytest.raises(UsageError, match="seconds .*: must be above 0, and finite"):
+        double_softmax.main(["--seconds", seconds])
 
 
 def command_line(main, redirection=""):
