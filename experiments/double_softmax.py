@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from experiments import cli
 from tinygpt_jax.config import DataConfig, ModelConfig, OptimizerConfig
@@ -83,7 +84,7 @@ def train(arguments: Arguments, name: str) -> list[tuple[int, float]]:
     params = model.init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
 
     def reported_loss(params, batch):
-        logits = model.apply({"params": params}, batch.inputs)
+        logits: Any = model.apply({"params": params}, batch.inputs)
         if name == TWICE:
             logits = jax.nn.softmax(logits)  # the mistake: `cross_entropy` takes them for logits
         return cross_entropy(logits, batch.targets, batch.mask)

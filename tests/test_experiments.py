@@ -190,7 +190,7 @@ def test_commands_refuse_bad_numbers(call):
 @pytest.mark.parametrize("seconds", ["nan", "inf", "0", "-1"])
 def test_double_softmax_refuses_a_time_that_never_comes(seconds):
     """Or that has passed before it begins."""
-    with pytest.raises(UsageError, match="seconds .*: must be above 0, and finite"):
+    with pytest.raises(UsageError, match="must be above 0, and finite"):
         double_softmax.main(["--seconds", seconds])
 
 
