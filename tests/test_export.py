@@ -200,6 +200,12 @@ def test_a_truncated_file_is_refused(exported, tmp_path):
     refused(exported, tmp_path, "not a whole safetensors file")
 
 
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json"])
+def test_a_broken_file_is_named_with_what_to_do(exported, tmp_path, name):
+    (exported / name).write_text("[1, 2")
+    refused(exported, tmp_path, f"{name}: .*; export the model again")
+
+
 def test_a_vocabulary_of_another_model_is_refused(exported, tmp_path):
     (exported / "tokenizer.json").write_text(tokenizer.gpt2().to_json())
     refused(exported, tmp_path, "has 50257 tokens, the model of config.json 260")

@@ -143,4 +143,4 @@ def _parsed(parse: Callable[[str], Parsed], path: Path) -> Parsed:
     try:
         return parse(text)
     except UserError as error:
-        raise UserError(f"{path}: {error}") from None
+        raise UserError(f"{path}: {error}; export the model again") from None
