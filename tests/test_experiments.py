@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from experiments import double_softmax, evaluate, generate
+from tinygpt_jax import terminal
 from tinygpt_jax.config import Config, DataConfig, ModelConfig, OptimizerConfig
 from tinygpt_jax.data.corpus import prepare
 from tinygpt_jax.errors import UsageError, UserError
@@ -145,21 +146,30 @@ class Terminal(io.StringIO):
 def test_generate_streams_to_a_terminal(call, run, monkeypatch):
     """In several pieces, and the same text as elsewhere."""
     flags = ("--prompt", "Once", "--max-new-tokens", "20")
-    whole, terminal = call(generate, *flags), Terminal()
-    monkeypatch.setattr(sys, "stdout", terminal)
+    whole, screen = call(generate, *flags), Terminal()
+    monkeypatch.setattr(sys, "stdout", screen)
     generate.main(["--workdir", str(run), *flags])
-    assert "".join(terminal.pieces) == harmless(whole)
-    assert len(terminal.pieces) > 3
+    assert "".join(screen.pieces) == harmless(whole)
+    assert len(screen.pieces) > 3
+
+
+def test_generate_says_how_far_many_stories_are(run, monkeypatch, capsys):
+    """In tokens, where they do not appear as they are written. A line a minute; here at each fetch from the device."""
+    monkeypatch.setattr(terminal, "_EVERY", 0)
+    generate.main(["--workdir", str(run), "--num-samples", "70", "--max-new-tokens", "40"])
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) >= 4 and lines[0] == "writing: 0"
+    assert all(line.startswith("writing: ") and " of 2,800, " in line for line in lines[1:])
 
 
 def test_no_text_is_a_command_to_the_terminal(call, run, monkeypatch):
     """ESC in a prompt, or from a model that has learned nothing, moves the cursor or worse."""
-    terminal = Terminal()
-    monkeypatch.setattr(sys, "stdout", terminal)
+    screen = Terminal()
+    monkeypatch.setattr(sys, "stdout", screen)
     for samples in ("1", "2"):
         flags = ["--prompt", "a\x1b[2J\x9b\rb\n", "--num-samples", samples, "--max-new-tokens", "20"]
         generate.main(["--workdir", str(run), *flags])
-    written = "".join(terminal.pieces)
+    written = "".join(screen.pieces)
     assert written.count("a\ufffd[2J\ufffd\ufffdb\n") == 3
     assert not [letter for letter in written if letter not in "\n\t" and unicodedata.category(letter) == "Cc"]
 
