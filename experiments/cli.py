@@ -15,9 +15,6 @@ from tinygpt_jax.terminal import harmless
 
 Arguments = TypeVar("Arguments")
 
-# Short names of configuration fields.
-_ALIASES = {"--data": "--source"}
-
 
 def parse(
     cls: type[Arguments], argv: Sequence[str] | None = None, default: Any = None, others: bool = False
@@ -33,12 +30,16 @@ def parse(
     Raises:
         UsageError: a flag is unknown or its value cannot be read.
     """
-    argv = [_long_name(word) for word in (sys.argv[1:] if argv is None else argv)]
-    given = {} if default is None else {"default": default}
+    # The short name of a field of the configuration.
+    argv = [re.sub(r"^--data(?==|$)", "--source", word) for word in (sys.argv[1:] if argv is None else argv)]
+    spec = sys.modules["__main__"].__spec__
+    typed = spec and f"python -m {spec.name}"  # before the flags
+    options: dict[str, Any] = {"args": argv, "prog": typed, "config": (tyro.conf.OmitArgPrefixes,)}
+    if default is not None:
+        options["default"] = default
     errors = io.StringIO()
     try:
         with contextlib.redirect_stderr(errors):
-            options = {"args": argv, "prog": _program(), "config": (tyro.conf.OmitArgPrefixes,), **given}
             if others:
                 return tyro.cli(cls, return_unknown_args=True, add_help=False, **options)[0]
             return tyro.cli(cls, **options)
@@ -72,17 +73,6 @@ def run(main: Callable[[], None]) -> None:
         with contextlib.suppress(OSError):
             sys.stdout.flush()
         os._exit(130)
-
-
-def _program() -> str | None:
-    """What the user typed before the flags."""
-    spec = sys.modules["__main__"].__spec__
-    return f"python -m {spec.name}" if spec else None
-
-
-def _long_name(word: str) -> str:
-    name, equals, value = word.partition("=")
-    return _ALIASES.get(name, name) + equals + value
 
 
 def _one_line(box: str) -> str:
