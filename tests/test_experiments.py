@@ -83,8 +83,9 @@ def test_evaluate_covers_a_whole_split(call, corpus, name):
 def test_evaluate_prints_the_same_figures_as_a_table(call):
     figures = json.loads(call(evaluate, "--json"))
     lines = call(evaluate).splitlines()
-    assert [line[:16].strip() for line in lines[2:]] == ["whole stories", "padded rows", "unigram", "exact entropy"]
-    for line in lines[2:]:
+    names = ["whole stories", "padded rows", "unigram", "exact entropy"]
+    assert [line[:16].strip() for line in lines[2:]] == names * 2  # the figures of each, and what it is
+    for line in lines[2 : 2 + len(names)]:
         result = figures[line[:16].strip().replace(" ", "_")]
         expected = f"{result['loss']:.4f} {result['perplexity']:,.3f} {result['bits_per_byte']:.4f}"
         assert " ".join(line[16:].split()[:3]) == expected

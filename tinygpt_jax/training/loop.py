@@ -8,6 +8,7 @@ from pathlib import Path
 
 import jax
 
+from tinygpt_jax import fused
 from tinygpt_jax.config import FREE_TO_CHANGE, Config, ModelConfig
 from tinygpt_jax.data.batches import TrainingBatches, evaluation_batches
 from tinygpt_jax.data.corpus import Corpus, prepare
@@ -88,7 +89,7 @@ class _Parts:
             "end_of_text": corpus.tokenizer.end_of_text,
         }
         self.mesh = data_mesh()
-        self.model = GPT(config.model, resolve_dtype(training.compute_dtype), training.remat)
+        self.model = GPT(config.model, resolve_dtype(training.compute_dtype), training.remat, fused)
         self.batches = TrainingBatches(corpus.train, seed=training.seed, **rows)
         self.validation = evaluation_batches(corpus.validation, limit=training.eval_batches, **rows)
         self.total_steps = training.steps or max(1, round(training.epochs * self.batches.per_epoch))
