@@ -6,6 +6,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any, TypeVar
 
 import tyro
@@ -32,6 +33,9 @@ def parse(
     """
     # The short name of a field of the configuration.
     argv = [re.sub(r"^--data(?==|$)", "--source", word) for word in (sys.argv[1:] if argv is None else argv)]
+    for name in ("--workdir", "--model", "--to"):  # an unset variable of a shell, and not the wish for this folder
+        if f"{name}=" in argv or (name, "") in pairwise(argv):
+            raise UsageError(f"{name} is empty: give a folder")
     spec = sys.modules["__main__"].__spec__
     typed = spec and f"python -m {spec.name}"  # before the flags
     options: dict[str, Any] = {"args": argv, "prog": typed, "config": (tyro.conf.OmitArgPrefixes,)}

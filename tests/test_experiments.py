@@ -231,6 +231,13 @@ def test_what_cannot_be_printed_is_one_line():
     assert (done.returncode, done.stderr) == (1, "error: a\ufffd[2J\n")
 
 
+@pytest.mark.parametrize("flags", [["--workdir", ""], ["--workdir="]])
+def test_an_empty_folder_name_is_refused(flags):
+    """Of an unset variable. Guards: a run in, or an export of, whatever folder one stands in."""
+    with pytest.raises(UsageError, match="--workdir is empty: give a folder"):
+        generate.main(flags)
+
+
 @pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
 @pytest.mark.parametrize(
     ("flags", "message"),
