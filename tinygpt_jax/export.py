@@ -20,10 +20,10 @@ from safetensors.numpy import save_file
 
 from tinygpt_jax.config import Config, DataConfig, ModelConfig
 from tinygpt_jax.errors import UserError
-from tinygpt_jax.files import write_atomically
+from tinygpt_jax.files import disk_errors, write_atomically
 from tinygpt_jax.model import abstract_params
 from tinygpt_jax.runs.checkpoint_files import Progress, checkpoints
-from tinygpt_jax.runs.folder import check_folder, disk_errors, sole_process
+from tinygpt_jax.runs.folder import check_folder, sole_process
 from tinygpt_jax.tokenizer import Tokenizer
 from tinygpt_jax.training import checkpoint
 from tinygpt_jax.training.checkpoint import Run
@@ -46,7 +46,7 @@ def export_model(run: Run, folder: Path) -> None:
     if folder.exists():
         raise UserError(f"{folder} exists; choose another folder, or remove it")
     partial = folder.with_name(f".{folder.name}.partial")
-    with disk_errors(folder):
+    with disk_errors(folder, "make room or give permission there, or choose another folder"):
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         try:
@@ -81,7 +81,7 @@ def import_model(folder: Path, workdir: Path) -> None:
     params = read_parameters(folder / PARAMETERS, config.model)
     optimizer = make_optimizer(config.optimizer, total_steps=1)  # the number does not change its state's form
     state = TrainState(jax.numpy.int32(0), params, jax.jit(optimizer.init)(params))
-    with sole_process(workdir), disk_errors(workdir):
+    with sole_process(workdir):
         if checkpoints(workdir):
             raise UserError(f"{workdir} holds a run; choose another --workdir")
         config = _portable(config)

@@ -19,14 +19,7 @@ from tinygpt_jax.generation import Sampling, generate
 from tinygpt_jax.model import GPT
 from tinygpt_jax.runs.checkpoint_files import Progress
 from tinygpt_jax.runs.corpus_summary import write_summary
-from tinygpt_jax.runs.folder import (
-    RunFiles,
-    check_folder,
-    check_history,
-    disk_errors,
-    has_changed,
-    sole_process,
-)
+from tinygpt_jax.runs.folder import RunFiles, check_folder, check_history, has_changed, sole_process
 from tinygpt_jax.terminal import harmless
 from tinygpt_jax.training import checkpoint
 from tinygpt_jax.training.metrics import Display, NonFiniteError, TrainingLog
@@ -58,7 +51,7 @@ def train(config: Config, workdir: Path) -> bool:
     corpus = prepare(config.data)
     config = _with_vocabulary(config, corpus)
     parts = _Parts(config, corpus)
-    with sole_process(workdir), disk_errors(workdir), memory_errors(config.training), _stop_signals() as stop:
+    with sole_process(workdir), memory_errors(config.training), _stop_signals() as stop:
         restored = _restore(parts, workdir)
         if restored is None:
             check_history(workdir)
