@@ -46,7 +46,7 @@ CASES = [
     ("run/metrics.jsonl", corruption.remove, "named"),
     ("run/checkpoints/00000012/manifest.json", corruption.cut, "named"),
     ("run/checkpoints/00000012/config.json", corruption.flip, "named"),
-    ("run/checkpoints/00000012/opt_state/ocdbt.process_0/manifest.ocdbt", corruption.zero, "named"),
+    ("run/checkpoints/00000012/opt_state/ocdbt.process_0/manifest.ocdbt", corruption.zero, "harmless"),
     ("run/checkpoints/00000008/progress.json", corruption.remove, "harmless"),
     ("cache/*/train.tokens", corruption.flip, "named"),
     ("cache/*/manifest.json", corruption.remove, "harmless"),

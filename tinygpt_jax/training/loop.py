@@ -24,6 +24,7 @@ from tinygpt_jax.terminal import harmless
 from tinygpt_jax.training import checkpoint
 from tinygpt_jax.training.metrics import Display, NonFiniteError, TrainingLog
 from tinygpt_jax.training.optimizer import learning_rate_schedule, make_optimizer
+from tinygpt_jax.training.saving import Saver
 from tinygpt_jax.training.step import (
     TrainState,
     data_mesh,
@@ -96,6 +97,7 @@ class _Loop:
     def __init__(self, parts: _Parts, workdir: Path, state: TrainState, progress: Progress) -> None:
         self.parts, self.workdir, self.state, self.step = parts, workdir, state, progress.step
         self.files = RunFiles(workdir, progress.files)
+        self.saver = Saver(workdir, parts.config, parts.corpus.tokenizer)
         self.display = Display(parts.config, self.step, parts.total_steps)
         self.log = TrainingLog(
             parts.config, self.files, self.display, parts.schedule, parts.batches.per_epoch, progress.unlogged
@@ -104,24 +106,28 @@ class _Loop:
     def run(self, stop: list[int]) -> None:
         """Update, evaluate and save, until the last step or until `stop` holds a signal."""
         parts, eval_every = self.parts, self.parts.config.training.eval_every
-        try:
-            for batch in parts.batches.iterate(self.step):
-                self.state, metrics = parts.update(self.state, put_batch(batch, parts.mesh), self.step)
-                self.step += 1
-                self.log.add(self.step, metrics)
-                if self.step % eval_every == 0 or self.step == parts.total_steps:
-                    self.log.read()
-                    self.save(self.evaluate())
-                elif stop:
-                    self.log.read()
-                    self.save(validation_loss=None)
-                if stop or self.step == parts.total_steps:
-                    break
-        except NonFiniteError:
-            # Updates after the bad one changed nothing: this is the state before it.
-            self.step = int(self.state.step)
-            self.save(validation_loss=None)
-            raise
+        with self.saver:
+            try:
+                for batch in parts.batches.iterate(self.step):
+                    self.state, metrics = parts.update(self.state, put_batch(batch, parts.mesh), self.step)
+                    self.step += 1
+                    self.log.add(self.step, metrics)
+                    self.saver.check()
+                    if self.step % eval_every == 0 or self.step == parts.total_steps:
+                        self.log.read()
+                        self.saver.wait()  # metrics of two evaluations without a checkpoint: see `check_history`
+                        self.save(self.evaluate())
+                    elif stop:
+                        self.log.read()
+                        self.save(validation_loss=None)
+                    if stop or self.step == parts.total_steps:
+                        break
+            except NonFiniteError:
+                # Updates after the bad one changed nothing: this is the state before it.
+                self.step = int(self.state.step)
+                self.save(validation_loss=None)
+                self.saver.wait()
+                raise
         if stop:
             name = signal.Signals(stop[0]).name
             self.display.note(f"{name}: saved at step {self.step:,}. The same command goes on from there.")
@@ -157,10 +163,10 @@ class _Loop:
         return result.loss
 
     def save(self, validation_loss: float | None) -> None:
-        """Write a checkpoint of the present state."""
+        """Have a checkpoint of the present state written, behind the updates that follow."""
         fingerprint, files = self.parts.corpus.fingerprint, self.files.marks()
         progress = Progress(self.step, fingerprint, validation_loss, self.log.unlogged, files)
-        checkpoint.save(self.workdir, self.state, progress, self.parts.config, self.parts.corpus.tokenizer)
+        self.saver.save(self.state, progress)
         self.display.forget_time()
 
     def close(self) -> None:
