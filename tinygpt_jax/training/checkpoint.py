@@ -160,13 +160,6 @@ def save(workdir: Path, state: TrainState, progress: Progress, config: Config, t
     return final
 
 
-def remove_unfinished(workdir: Path) -> None:
-    """Clear what a killed save left behind. Only for the process that holds the run's lock."""
-    for name in (".writing-*", ".removing-*"):
-        for leftover in (workdir / "checkpoints").glob(name):
-            shutil.rmtree(leftover)
-
-
 def _remove_old(workdir: Path) -> None:
     found = checkpoints(workdir)
     best = min(reversed(found), key=lambda checkpoint: checkpoint.validation_loss)

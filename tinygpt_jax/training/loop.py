@@ -189,7 +189,6 @@ def _restore(parts: _Parts, workdir: Path) -> tuple[TrainState, Progress] | None
     Raises:
         UsageError: it was trained with a configuration or data that differ in more than may change.
     """
-    checkpoint.remove_unfinished(workdir)
     newest = checkpoint.newest_intact(workdir)
     if newest is None:
         return None

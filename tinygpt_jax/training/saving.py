@@ -1,6 +1,8 @@
 """Saving behind the updates: training waits for a copy of its state in memory, and not for the disk."""
 
+import shutil
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +15,21 @@ from tinygpt_jax.training import checkpoint
 from tinygpt_jax.training.step import TrainState
 
 
-class Saver:
-    """Writes the checkpoints of a run in a thread, one after the other.
+class Saver(AbstractContextManager):
+    """Writes the checkpoints of a run in a thread, one after the other. For the process that holds the run's lock.
 
     As a context it waits for the save under way, unless a KeyboardInterrupt is to end everything at once.
     """
 
     def __init__(self, workdir: Path, config: Config, tokenizer: Tokenizer) -> None:
-        """Begin the folder of checkpoints, if it is not there."""
+        """Begin the folder of checkpoints, or clear what a killed save left behind there."""
         self._workdir, self._config, self._tokenizer = workdir, config, tokenizer
         self._thread = ThreadPoolExecutor(1, "save")
         self._under_way: Future[Checkpoint] | None = None
-        (workdir / "checkpoints").mkdir(exist_ok=True)
+        folder = workdir / "checkpoints"
+        folder.mkdir(exist_ok=True)
+        for leftover in (*folder.glob(".writing-*"), *folder.glob(".removing-*")):
+            shutil.rmtree(leftover)
 
     def save(self, state: TrainState, progress: Progress) -> None:
         """`checkpoint.save` behind whatever comes next, which may be an update that consumes `state`.
@@ -50,9 +55,6 @@ class Saver:
         under_way, self._under_way = self._under_way, None
         if under_way is not None:
             under_way.result()
-
-    def __enter__(self) -> "Saver":
-        return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: Any) -> None:
         self._thread.shutdown(wait=kind is not KeyboardInterrupt)
