@@ -1,6 +1,6 @@
 """The named recipes. Each says what it is for, how to run it, and what to expect."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tinygpt_jax.config import Config, DataConfig, ModelConfig, OptimizerConfig, TrainingConfig
 from tinygpt_jax.errors import UsageError
@@ -14,48 +14,28 @@ class Preset:
     config: Config
 
 
+_FOR_CPUS = OptimizerConfig(
+    learning_rate=3e-3, schedule="cosine", warmup_steps=100, final_fraction=0.02, beta2=0.99, weight_decay=0.1
+)
+
 PRESETS = {
     "quickstart": Preset(
         "0.9 M parameters on the built-in stories, for any CPU, in minutes",
         Config(
-            model=ModelConfig(
-                # No built-in story is longer than 120 tokens.
-                context_length=120,
-                n_layers=4,
-                n_heads=4,
-                d_model=128,
-                d_ff=512,
-                dropout=0.0,
-                norm="pre",
-            ),
-            data=DataConfig(source="builtin", vocabulary="compact"),
-            optimizer=OptimizerConfig(
-                learning_rate=3e-3,
-                schedule="cosine",
-                warmup_steps=100,
-                final_fraction=0.02,
-                beta2=0.99,
-                weight_decay=0.1,
-            ),
-            training=TrainingConfig(steps=2200, batch_size=16, eval_every=550, eval_batches=40),
+            # No built-in story is longer than 120 tokens.
+            ModelConfig(context_length=120, n_layers=4, n_heads=4, d_model=128, d_ff=512, dropout=0.0, norm="pre"),
+            DataConfig(source="builtin", vocabulary="compact"),
+            _FOR_CPUS,
+            TrainingConfig(steps=2200, batch_size=16, eval_every=550, eval_batches=40),
         ),
     ),
     "laptop": Preset(
         "4.5 M parameters on real stories that you give with --data, for a CPU, in about 20 minutes",
         Config(
-            model=ModelConfig(
-                n_layers=4, n_heads=4, d_model=256, d_ff=1024, dropout=0.0, norm="pre", activation="gelu"
-            ),
-            data=DataConfig(vocabulary="compact", max_vocab=5000, layout="packed"),
-            optimizer=OptimizerConfig(
-                learning_rate=2e-3,
-                schedule="cosine",
-                warmup_steps=100,
-                final_fraction=0.02,
-                beta2=0.99,
-                weight_decay=0.1,
-            ),
-            training=TrainingConfig(steps=1600, batch_size=16, eval_every=200, eval_batches=20),
+            ModelConfig(n_layers=4, n_heads=4, d_model=256, d_ff=1024, dropout=0.0, norm="pre", activation="gelu"),
+            DataConfig(vocabulary="compact", max_vocab=5000, layout="packed"),
+            replace(_FOR_CPUS, learning_rate=2e-3),
+            TrainingConfig(steps=1600, batch_size=16, eval_every=200, eval_batches=20),
         ),
     ),
     "tinystories": Preset(
@@ -65,12 +45,10 @@ PRESETS = {
     "tinystories-modern": Preset(
         "the same size and data with pre-LN, GELU, packed rows, a larger batch and rate with warmup and cosine",
         Config(
-            model=ModelConfig(norm="pre", activation="gelu", dropout=0.0),
-            data=DataConfig(layout="packed"),
-            optimizer=OptimizerConfig(
-                learning_rate=6e-4, schedule="cosine", warmup_steps=500, beta2=0.95, weight_decay=0.1
-            ),
-            training=TrainingConfig(epochs=2, batch_size=256, log_every=50, eval_every=500),
+            ModelConfig(norm="pre", activation="gelu", dropout=0.0),
+            DataConfig(layout="packed"),
+            OptimizerConfig(learning_rate=6e-4, schedule="cosine", warmup_steps=500, beta2=0.95, weight_decay=0.1),
+            TrainingConfig(epochs=2, batch_size=256, log_every=50, eval_every=500),
         ),
     ),
 }

@@ -1,9 +1,10 @@
 """Train a model, or go on with a run: python -m experiments.train --workdir runs/"""
 
-import dataclasses
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+
+from tyro.conf import Suppress
 
 from experiments import cli, presets
 from tinygpt_jax.config import Config, ModelConfig
@@ -31,13 +32,16 @@ class Arguments(Start):
     config: Config = field(default_factory=Config)
 
 
+@dataclass(frozen=True)
+class ModelFlags(ModelConfig):
+    """The shape of the network. How many tokens it knows follows from the stories, and is no flag."""
+
+    vocab_size: Suppress[int] = ModelConfig.vocab_size
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse the flags and train."""
-    start = cli.parse(Start, argv, others=True)
-    use_device(start.device, start.deterministic)
-    config, why = _starting_point(start)
-    default = Arguments(start.workdir, start.preset, start.device, start.deterministic, config)
-    arguments = cli.parse(Arguments, argv, default=default)
+    arguments, why = parse(argv)
     print(why, flush=True)
 
     from tinygpt_jax.training.loop import train
@@ -46,7 +50,18 @@ def main(argv: Sequence[str] | None = None) -> None:
         from tinygpt_jax.report import write_report
 
         # Also of a run that was finished already: it may have been killed after its last checkpoint and before this.
-        print(f"Finished. The run as a page: {write_report(arguments.workdir)}")
+        print(f"The run as a page: {write_report(arguments.workdir)}")
+
+
+def parse(argv: Sequence[str] | None = None) -> tuple[Arguments, str]:
+    """What the flags ask for, and from where their defaults come. Decides the device too, which some depend on."""
+    start = cli.parse(Start, argv, others=True)
+    use_device(start.device, start.deterministic)
+    config, why = _starting_point(start)
+    flags = replace(config, model=ModelFlags(**vars(config.model)))
+    arguments = cli.parse(Arguments, argv, default=Arguments(**vars(start), config=flags))
+    config = replace(arguments.config, model=ModelConfig(**vars(arguments.config.model)))
+    return replace(arguments, config=config), why
 
 
 def _starting_point(start: Start) -> tuple[Config, str]:
@@ -55,9 +70,7 @@ def _starting_point(start: Start) -> tuple[Config, str]:
         return preset.config, f"starting from preset {start.preset}: {preset.about}"
     saved = saved_config(start.workdir)
     if saved is not None:
-        # The size of the vocabulary is not a setting: it follows from the stories, which may have been changed.
-        model = dataclasses.replace(saved.model, vocab_size=ModelConfig.vocab_size)
-        return dataclasses.replace(saved, model=model), f"going on with the run in {start.workdir}"
+        return saved, f"going on with the run in {start.workdir}"
     name = "tinystories" if has_accelerator() else "quickstart"
     reason = "an accelerator is here" if has_accelerator() else "there is no accelerator here"
     others = " or ".join(other for other in presets.PRESETS if other != name)

@@ -1,6 +1,7 @@
 import dataclasses
 import json
 
+import numpy as np
 import pytest
 
 from tinygpt_jax.config import Config, DataConfig, ModelConfig, OptimizerConfig, TrainingConfig
@@ -69,6 +70,10 @@ def test_a_wrong_document_is_refused_by_name(text, names):
         (lambda: DataConfig(validation_fraction=1.0), "validation_fraction"),
         (lambda: OptimizerConfig(learning_rate=0), "learning_rate 0"),
         (lambda: OptimizerConfig(clip_norm=float("inf")), "clip_norm inf"),
+        (lambda: OptimizerConfig(epsilon=1e-300), "epsilon 1e-300: .* float32 holds no others; the default is 1e-08"),
+        (lambda: OptimizerConfig(beta2=1 - 1e-9), "beta2 0.999999999: must be at least 0 and at most 0.9999999"),
+        (lambda: OptimizerConfig(weight_decay=1e30), "weight_decay 1e[+]30: must be at least 0 and at most 10000, or"),
+        (lambda: TrainingConfig(save_every=0), "save_every 0: must be at least 1"),
         (lambda: TrainingConfig(batch_size=10, gradient_accumulation=4), "gradient_accumulation 4"),
         (lambda: TrainingConfig(steps=0), "steps 0"),
     ],
@@ -76,6 +81,14 @@ def test_a_wrong_document_is_refused_by_name(text, names):
 def test_an_impossible_value_is_refused_by_name(make, names):
     with pytest.raises(UsageError, match=names):
         make()
+
+
+def test_what_float32_holds_is_allowed():
+    """The bounds of the optimizer's numbers, in the arithmetic that they are for."""
+    bounds = OptimizerConfig(learning_rate=1.18e-38, epsilon=3.4e38, beta1=0.9999999, clip_norm=1.18e-38)
+    for value in (bounds.learning_rate, bounds.epsilon, bounds.clip_norm):
+        assert np.finfo(np.float32).tiny <= np.float32(value) < np.inf
+    assert np.float32(bounds.beta1) < 1
 
 
 def test_differences_name_each_field_and_both_values():

@@ -80,7 +80,7 @@ def test_a_device_that_does_not_start(examine, monkeypatch):
 
 
 def test_little_memory(examine, monkeypatch):
-    monkeypatch.setattr(doctor, "_main_memory", lambda: (10**8, 10**10))
+    monkeypatch.setattr(doctor, "main_memory", lambda: (10**8, 10**10))
     code, problems = examine("memory")
     assert code == 1 and "0.1 GiB of 9.3 GiB" in problems["memory"]["value"]
 

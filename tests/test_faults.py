@@ -128,23 +128,19 @@ def test_ctrl_c_says_nothing():
 
 DEVICES = """
 import sys
-from types import SimpleNamespace
-from unittest import mock
+from pathlib import Path
 import jax
-from experiments import train
-from tinygpt_jax.training import loop
+from experiments.train import parse
+from tinygpt_jax.training.loop import train
 
-def run(workdir, *stages):
+def run(name, *stages):
     for devices, steps in stages:
         mesh = jax.make_mesh((devices,), ("data",), (jax.sharding.AxisType.Auto,), devices=jax.devices()[:devices])
-        with mock.patch.object(loop, "data_mesh", lambda: mesh):
-            train.main([*sys.argv[2:], "--workdir", workdir, "--steps", str(steps)])
+        arguments, _ = parse([*sys.argv[2:], "--steps", str(steps)])
+        train(arguments.config, Path(sys.argv[1]) / name, mesh=mesh, sampler=lambda *_: [("", "")])
 
-import tinygpt_jax.report
-tinygpt_jax.report.write_report = lambda workdir: workdir
-loop.generate = lambda *_, **__: [SimpleNamespace(text="")] * 2
-run(sys.argv[1] + "/moved", (1, 3), (4, 6), (1, 9))
-run(sys.argv[1] + "/alone", (1, 9))
+run("moved", (1, 3), (4, 6), (1, 9))
+run("alone", (1, 9))
 """
 
 

@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+from types import ModuleType
 
 import jax
 import numpy as np
@@ -15,9 +16,11 @@ import pytest
 from experiments import cli
 from experiments.measuring.breaking import victim
 from experiments.measuring.breaking.outcome import compare, outcome
-from experiments.train import main
+from experiments.train import main, parse
+from tinygpt_jax.errors import UserError
 from tinygpt_jax.runs.checkpoint_files import checkpoints
 from tinygpt_jax.training.checkpoint import open_run
+from tinygpt_jax.training.loop import train
 
 TINY = (
     "--preset quickstart --builtin-stories 300 --n-layers 1 --d-model 32 --n-heads 2 --d-ff 64 --dropout 0.2 "
@@ -82,12 +85,14 @@ def test_a_run_leaves_what_it_promises(whole_run):
     assert "Traceback" not in errors
 
 
-def test_a_finished_run_says_so(whole_run, capsys):
+def test_a_finished_run_says_so_and_stays_as_it_is(whole_run, capsys):
+    """Also where fewer steps are asked for than are done."""
     workdir, _ = whole_run
-    before = (workdir / "metrics.jsonl").read_bytes()
-    main(["--workdir", str(workdir), *TINY])
-    assert "is finished: 10 steps are done" in capsys.readouterr().out
-    assert (workdir / "metrics.jsonl").read_bytes() == before
+    before = {name: (workdir / name).read_bytes() for name in ("config.json", "metrics.jsonl")}
+    main(["--workdir", str(workdir), *TINY, "--steps", "5"])
+    said = capsys.readouterr().out
+    assert "is finished: 10 steps are done. To go on: --steps 20" in said and "The run as a page: " in said
+    assert before == {name: (workdir / name).read_bytes() for name in before}
 
 
 def test_a_finished_run_draws_the_report_that_is_missing(whole_run, tmp_path):
@@ -145,6 +150,52 @@ def test_an_interrupted_run_ends_as_one_that_was_not(whole_run, tmp_path):
     compare("the interrupted run", outcome(workdir), outcome(whole_run[0]))
 
 
+@pytest.fixture
+def boards(monkeypatch):
+    """TensorBoard's writers that were made."""
+    made = []
+
+    class SummaryWriter:
+        def __init__(self, folder, purge_step):
+            self.folder, self.purge_step, self.scalars, self.is_closed = folder, purge_step, [], False
+            made.append(self)
+
+        def add_scalar(self, name, value, step):
+            self.scalars.append((name, value, step))
+
+        def close(self):
+            self.is_closed = True
+
+    module = ModuleType("tensorboardX")
+    module.SummaryWriter = SummaryWriter
+    monkeypatch.setitem(sys.modules, "tensorboardX", module)
+    return made
+
+
+def test_further_saves_change_no_line_and_tensorboard_has_each_once(whole_run, tmp_path, boards):
+    """A run that fails at its first evaluation goes on from the save before it."""
+    arguments, _ = parse([*TINY, "--save-every", "3", "--tensorboard"])
+
+    def fail(*_):
+        raise UserError("no story")
+
+    with pytest.raises(UserError, match="no story"):
+        train(arguments.config, tmp_path, sampler=fail)
+    assert [saved.step for saved in checkpoints(tmp_path)] == [3]
+    assert train(arguments.config, tmp_path)
+    assert [saved.step for saved in checkpoints(tmp_path)] == [9, 10]
+    assert [saved.progress().validation_loss is None for saved in checkpoints(tmp_path)] == [True, False]
+    for name in ("metrics.jsonl", "samples.jsonl"):
+        assert (tmp_path / name).read_bytes() == (whole_run[0] / name).read_bytes()
+
+    failed, resumed = boards
+    assert failed.is_closed and resumed.is_closed
+    assert (failed.folder, failed.purge_step, resumed.purge_step) == (str(tmp_path / "tensorboard"), 1, 4)
+    assert failed.scalars[-1][2] == 4  # which is hidden: TensorBoard shows nothing of a purge_step and after
+    shown = [scalar for scalar in failed.scalars if scalar[2] < resumed.purge_step] + resumed.scalars
+    assert shown == [(*item, line["step"]) for line in lines(tmp_path, "metrics") for item in line.items()]
+
+
 def test_resuming_with_other_settings_names_them(whole_run, refused):
     workdir, _ = whole_run
     code, error = refused(workdir, *TINY, "--d-model", "64", "--learning-rate", "0.5")
@@ -158,14 +209,15 @@ def test_a_run_can_be_made_longer_or_moved(whole_run, tmp_path, capsys):
     workdir, _ = whole_run
     moved = tmp_path / "with spaces and ü"
     shutil.copytree(workdir, moved)
-    main(["--workdir", str(moved), "--steps", "12", "--eval-every", "6"])
+    main(["--workdir", str(moved), "--steps", "12", "--eval-every", "6", "--save-every", "11"])
     assert "going on with the run in" in capsys.readouterr().out
-    assert checkpoints(moved)[-1].step == 12
+    assert [saved.step for saved in checkpoints(moved)][-2:] == [11, 12]
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, refused):
     """With the step, the rate and what to try; the state before it is kept."""
-    code, error = refused(tmp_path, *TINY, "--learning-rate", "1e38", "--clip-norm", "1e30", "--warmup-steps", "0")
+    hot = "--learning-rate 1e38 --clip-norm 1e30 --warmup-steps 0 --weight-decay 0".split()
+    code, error = refused(tmp_path, *TINY, *hot)
     assert code == 1
     assert (
         error.startswith("error: step ") and "at learning rate 9.76e+37" in error and "Try in a new --workdir" in error
@@ -191,7 +243,15 @@ def test_a_second_process_in_the_same_folder_is_refused(tmp_path, refused):
         (["--d-modle", "3"], 2, "Unrecognized options: --d-modle, 3; perhaps --d-model?"),
         (["--n-layers", "many"], 2, "--n-layers"),
         (["--data", "nowhere.txt"], 2, "nowhere.txt"),
-        (["--vocab-size", "77"], 2, "vocab_size 77"),
+        (["--vocab-size", "77"], 2, "Unrecognized options: --vocab-size, 77"),
+        (["--epochs", "1e300"], 2, "epochs 1e+300: must be above 0 and at most 99999999"),
+        (
+            ["--epochs", "3e7", "--steps", "None"],
+            2,
+            "epochs 30000000.0: must be at most 99,999,999 steps, not 493,125,000",
+        ),
+        # Said before the stories are looked at.
+        (["--n-layers", "1024", "--d-model", "65536", "--data", "nowhere.txt"], 1, "this model does not fit: 17,6"),
         (["--device", "gpu"], 1, "--device gpu"),
         (["--builtin-stories", "20", "--batch-size", "64"], 1, "fewer than one batch of 64"),
         (["--batch-size", "6", "--gradient-accumulation", "4"], 2, "gradient_accumulation 4: must divide batch_size 6"),

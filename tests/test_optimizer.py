@@ -1,6 +1,7 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from tinygpt_jax.config import ModelConfig, OptimizerConfig
@@ -51,11 +52,29 @@ def test_decay_is_on_matrices_only():
     }
 
 
+@pytest.mark.parametrize("schedule", ["constant", "cosine"])
+@pytest.mark.parametrize("warmup", [0, 1, 4, 12, 30])
+def test_the_rate_is_optax_s_on_the_host_and_on_the_device(schedule, warmup):
+    """At every step, and beyond the last: a run that was finished may be made longer. On the host no array is made."""
+    config = OptimizerConfig(2.0, schedule=schedule, warmup_steps=warmup, final_fraction=0.1)
+    rate = learning_rate_schedule(config, 12)
+    after = optax.constant_schedule(2.0)
+    if schedule == "cosine":
+        after = optax.cosine_decay_schedule(2.0, max(1, 12 - warmup), alpha=0.1)
+    rising = optax.linear_schedule(2.0 / max(1, warmup), 2.0, max(1, warmup - 1))
+    optaxs = optax.join_schedules([rising, after], [warmup])
+    with jax.transfer_guard("disallow"):
+        on_the_host = [rate(step) for step in range(15)]
+    assert all(isinstance(value, float) for value in on_the_host)
+    assert on_the_host == pytest.approx([float(optaxs(step)) for step in range(15)], rel=1e-6)
+    assert jax.jit(jax.vmap(rate))(jnp.arange(15)).tolist() == pytest.approx(on_the_host, rel=1e-6)
+
+
 def test_schedules_at_their_corners():
     constant = learning_rate_schedule(OptimizerConfig(learning_rate=2.0, warmup_steps=4), 10)
-    assert [float(constant(i)) for i in (0, 1, 3, 4, 9)] == pytest.approx([0.5, 1.0, 2.0, 2.0, 2.0])
+    assert [constant(i) for i in (0, 1, 3, 4, 9)] == pytest.approx([0.5, 1.0, 2.0, 2.0, 2.0])
     cosine = learning_rate_schedule(
         OptimizerConfig(learning_rate=2.0, schedule="cosine", warmup_steps=2, final_fraction=0.1), 12
     )
-    assert [float(cosine(i)) for i in (0, 1, 2, 7, 12)] == pytest.approx([1.0, 2.0, 2.0, 1.1, 0.2])
-    assert float(learning_rate_schedule(OptimizerConfig(learning_rate=2.0), 10)(0)) == 2.0
+    assert [cosine(i) for i in (0, 1, 2, 7, 12)] == pytest.approx([1.0, 2.0, 2.0, 1.1, 0.2])
+    assert learning_rate_schedule(OptimizerConfig(learning_rate=2.0), 10)(0) == 2.0

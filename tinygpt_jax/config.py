@@ -6,28 +6,23 @@ turns the fields into flags, and `config.json` in a run folder is `Config.to_jso
 
 import dataclasses
 import json
+import operator
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from tinygpt_jax.errors import UsageError, require
 
-# Far above what trains on one machine; a configuration from a stranger cannot ask for more work or memory than this.
-_MOST = {
-    "vocab_size": 2**16,  # token ids are 16 bits wide
-    "context_length": 2**20,
-    "n_layers": 2**10,
-    "n_heads": 2**16,
-    "d_model": 2**16,
-    "d_ff": 2**18,
-}
 MOST_STEPS = 99_999_999  # what eight digits, the names of checkpoints, can count
+# In float32, in which the optimizer computes: the smallest and the largest number, and one that is below 1.
+_SMALLEST, _LARGEST, _BELOW_ONE = 1.18e-38, 3.4e38, 0.9999999
+_BOUNDS = {"at_least": operator.ge, "above": operator.gt, "below": operator.lt, "at_most": operator.le}
 
 
 @dataclass(frozen=True)
 class ModelConfig:
     """The shape of the network. Everything that changes a parameter's shape or meaning is here."""
 
-    vocab_size: int = 50_257  # number of tokens; set from the tokenizer when a run starts
+    vocab_size: int = 50_257  # number of tokens; a run has those of its tokenizer
     context_length: int = 128  # how many tokens the model sees at once
     n_layers: int = 12  # transformer blocks
     n_heads: int = 12  # attention heads; must divide d_model
@@ -41,16 +36,15 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         _check_types(self)
-        for name, most in _MOST.items():
-            require(getattr(self, name) >= 1, name, getattr(self, name), "must be at least 1")
-            require(getattr(self, name) <= most, name, getattr(self, name), f"must be at most {most}")
-        require(
-            self.d_model % self.n_heads == 0,
-            "n_heads",
-            self.n_heads,
-            f"must divide d_model {self.d_model}; try n_heads {_nearest_divisor(self.d_model, self.n_heads)}",
-        )
-        require(0 <= self.dropout < 1, "dropout", self.dropout, "must be at least 0 and below 1")
+        # Far above what trains on one machine: a stranger's configuration cannot ask for more work or memory.
+        _check_range(self, "vocab_size", at_least=1, at_most=2**16)  # token ids are 16 bits wide
+        _check_range(self, "context_length", at_least=1, at_most=2**20)
+        _check_range(self, "n_layers", at_least=1, at_most=2**10)
+        _check_range(self, "n_heads", "d_model", at_least=1, at_most=2**16)
+        _check_range(self, "d_ff", at_least=1, at_most=2**18)
+        advice = f"must divide d_model {self.d_model}; try n_heads {_nearest_divisor(self.d_model, self.n_heads)}"
+        require(self.d_model % self.n_heads == 0, "n_heads", self.n_heads, advice)
+        _check_range(self, "dropout", at_least=0, below=1)
         if self.positions == "sinusoidal":
             require(self.d_model % 2 == 0, "d_model", self.d_model, "must be even for sinusoidal positions")
 
@@ -58,6 +52,12 @@ class ModelConfig:
     def head_dim(self) -> int:
         """Features per attention head."""
         return self.d_model // self.n_heads
+
+    @property
+    def matrix_parameters(self) -> int:
+        """Parameters in products with a matrix: all but biases, LayerNorms, and tables that are only read."""
+        per_layer = 4 * self.d_model**2 + 2 * self.d_model * self.d_ff
+        return self.n_layers * per_layer + self.vocab_size * self.d_model
 
 
 @dataclass(frozen=True)
@@ -78,15 +78,10 @@ class DataConfig:
     def __post_init__(self) -> None:
         _check_types(self)
         require(self.source != "", "source", "''", "must be builtin, tinystories, or a file or folder")
-        require(
-            0 < self.validation_fraction < 1,
-            "validation_fraction",
-            self.validation_fraction,
-            "must be between 0 and 1",
-        )
-        require(self.builtin_stories >= 2, "builtin_stories", self.builtin_stories, "must be at least 2")
+        _check_range(self, "validation_fraction", above=0, below=1)
+        _check_range(self, "builtin_stories", at_least=2)
+        _check_range(self, "max_vocab", at_least=1)
         if self.max_vocab is not None:
-            require(self.max_vocab >= 1, "max_vocab", self.max_vocab, "must be at least 1")
             require(self.vocabulary == "compact", "max_vocab", self.max_vocab, "needs --vocabulary compact")
 
 
@@ -107,13 +102,13 @@ class OptimizerConfig:
     def __post_init__(self) -> None:
         _check_types(self)
         for name in ("learning_rate", "epsilon", "clip_norm"):
-            require(getattr(self, name) > 0, name, getattr(self, name), "must be above 0")
-        for name in ("warmup_steps", "weight_decay"):
-            require(getattr(self, name) >= 0, name, getattr(self, name), "must not be negative")
-        require(self.warmup_steps <= MOST_STEPS, "warmup_steps", self.warmup_steps, f"must be at most {MOST_STEPS}")
-        for name in ("beta1", "beta2"):
-            require(0 <= getattr(self, name) < 1, name, getattr(self, name), "must be at least 0 and below 1")
-        require(0 <= self.final_fraction <= 1, "final_fraction", self.final_fraction, "must be between 0 and 1")
+            why = f", as float32 holds no others; the default is {getattr(OptimizerConfig, name)}"
+            _check_range(self, name, at_least=_SMALLEST, at_most=_LARGEST, why=why)
+        _check_range(self, "beta1", "beta2", at_least=0, at_most=_BELOW_ONE)
+        _check_range(self, "final_fraction", at_least=0, at_most=1)
+        _check_range(self, "warmup_steps", at_least=0, at_most=MOST_STEPS)
+        why = ", or an update would take more than all of a weight away: learning_rate x weight_decay of it"
+        _check_range(self, "weight_decay", at_least=0, at_most=1 / self.learning_rate, why=why)
 
 
 @dataclass(frozen=True)
@@ -126,6 +121,7 @@ class TrainingConfig:
     gradient_accumulation: int = 1  # split each batch into this many pieces to save memory
     seed: int = 0  # initial weights, order of stories, dropout and samples
     eval_every: int = 1000  # steps between evaluations (each also saves a checkpoint)
+    save_every: int | None = None  # steps between further checkpoints, without an evaluation
     eval_batches: int = 50  # fixed validation batches per evaluation
     log_every: int = 20  # steps between lines of metrics.jsonl
     compute_dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: bfloat16 on accelerators that have it
@@ -134,25 +130,20 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         _check_types(self)
-        require(self.epochs > 0, "epochs", self.epochs, "must be above 0")
-        if self.steps is not None:
-            require(1 <= self.steps <= MOST_STEPS, "steps", self.steps, f"must be at least 1 and at most {MOST_STEPS}")
-        for name in ("batch_size", "gradient_accumulation", "eval_every", "eval_batches", "log_every"):
-            require(getattr(self, name) >= 1, name, getattr(self, name), "must be at least 1")
-        require(0 <= self.seed < 2**31, "seed", self.seed, "must be between 0 and 2147483647")
-        require(
-            self.batch_size % self.gradient_accumulation == 0,
-            "gradient_accumulation",
-            self.gradient_accumulation,
-            f"must divide batch_size {self.batch_size}",
-        )
+        _check_range(self, "epochs", above=0, at_most=MOST_STEPS)
+        _check_range(self, "steps", at_least=1, at_most=MOST_STEPS)
+        counts = "batch_size gradient_accumulation eval_every save_every eval_batches log_every".split()
+        _check_range(self, *counts, at_least=1)
+        _check_range(self, "seed", at_least=0, below=2**31)
+        pieces, rows = self.gradient_accumulation, self.batch_size
+        require(rows % pieces == 0, "gradient_accumulation", pieces, f"must divide batch_size {rows}")
 
 
 # What may differ between a checkpoint and the run that continues it: it changes no update's result. (A longer run
 # with a cosine schedule does get other rates from then on; that is what its user asks for. A moved source is fine
 # as long as its stories are the same, which the corpus fingerprint tells.)
 FREE_TO_CHANGE = frozenset(
-    {"epochs", "steps", "eval_every", "eval_batches", "log_every", "tensorboard", "source", "cache_dir", "remat"}
+    "epochs steps eval_every save_every eval_batches log_every tensorboard source cache_dir remat".split()
 )
 
 
@@ -180,25 +171,21 @@ class Config:
             document = json.loads(text)
         except (json.JSONDecodeError, RecursionError) as error:
             raise UsageError(f"the configuration is not JSON: {error}") from None
-        groups = {item.name: item for item in dataclasses.fields(cls)}
+        groups: dict[str, Any] = {item.name: item.type for item in dataclasses.fields(cls)}
         _check_names(document, groups, "the configuration")
-        return cls(**{name: _group_from_dict(item.type, name, document.get(name, {})) for name, item in groups.items()})
+        for name, group in groups.items():
+            _check_names(document.setdefault(name, {}), [item.name for item in dataclasses.fields(group)], name)
+        return cls(**{name: group(**document[name]) for name, group in groups.items()})
 
     def differences(self, other: "Config", ignore: frozenset[str] = frozenset()) -> list[str]:
         """Lines like `model.d_model: 128 here, 256 there` for every field that differs and is not ignored."""
-        lines = []
-        for group in dataclasses.fields(self):
-            mine, theirs = getattr(self, group.name), getattr(other, group.name)
-            for item in dataclasses.fields(mine):
-                a, b = getattr(mine, item.name), getattr(theirs, item.name)
-                if a != b and item.name not in ignore:
-                    lines.append(f"{group.name}.{item.name}: {a} here, {b} there")
-        return lines
-
-
-def _group_from_dict(cls: Any, name: str, values: Any) -> Any:
-    _check_names(values, {item.name for item in dataclasses.fields(cls)}, name)
-    return cls(**values)
+        theirs = dataclasses.asdict(other)
+        return [
+            f"{group}.{name}: {value} here, {theirs[group][name]} there"
+            for group, mine in dataclasses.asdict(self).items()
+            for name, value in mine.items()
+            if value != theirs[group][name] and name not in ignore
+        ]
 
 
 def _check_names(values: Any, known: Any, where: str) -> None:
@@ -225,6 +212,15 @@ def _check_types(config: Any) -> None:
             require(value - value == 0, name, value, "must be finite")
         if type(value) is int:
             require(abs(value) < 2**53, name, "", "must be below 2^53")
+
+
+def _check_range(config: Any, *names: str, why: str = "", **bounds: float) -> None:
+    """Refuse a number that is not within all bounds, which are named as in `_BOUNDS`. None is no number."""
+    said = " and ".join(f"{word.replace('_', ' ')} {bound:.10g}" for word, bound in bounds.items())
+    for name in names:
+        value = getattr(config, name)
+        fits = value is None or all(_BOUNDS[word](value, bound) for word, bound in bounds.items())
+        require(fits, name, value, f"must be {said}{why}")
 
 
 def _nearest_divisor(number: int, near: int) -> int:

@@ -124,6 +124,24 @@ def peak_flops() -> float | None:
     return peak and peak * jax.device_count()
 
 
+def device_memory() -> int:
+    """Bytes that each device has: of an accelerator what JAX may take, of the main memory a CPU's share."""
+    import jax
+
+    statistics = jax.local_devices()[0].memory_stats() or {}
+    return statistics.get("bytes_limit") or main_memory()[1] // jax.local_device_count()
+
+
+def main_memory() -> tuple[int, int]:
+    """Bytes of the main memory: available, and in all."""
+    page = os.sysconf("SC_PAGE_SIZE")
+    total, available = page * os.sysconf("SC_PHYS_PAGES"), page * os.sysconf("SC_AVPHYS_PAGES")
+    if Path("/proc/meminfo").exists():  # Linux counts what its disk cache would give back
+        lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+        available = 1024 * int(lines["MemAvailable"].split()[0])
+    return available, total
+
+
 def resolve_dtype(name: Literal["auto", "float32", "bfloat16"]):
     """The dtype of activations and products. `auto` is bfloat16 on an accelerator that multiplies it fast."""
     import jax

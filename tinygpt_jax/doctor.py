@@ -1,7 +1,6 @@
 """Is everything in order on this machine? Each finding that is a problem comes with its remedy."""
 
 import importlib.metadata
-import os
 import platform
 import shutil
 import tempfile
@@ -10,7 +9,15 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from tinygpt_jax.devices import USE_THE_GPU, Device, cache_folder, describe_devices, gpu_is_unused, use_device
+from tinygpt_jax.devices import (
+    USE_THE_GPU,
+    Device,
+    cache_folder,
+    describe_devices,
+    gpu_is_unused,
+    main_memory,
+    use_device,
+)
 
 PACKAGES = (
     "jax jaxlib flax optax orbax-checkpoint grain tiktoken numpy datasets pyarrow matplotlib wordcloud tyro safetensors"
@@ -70,7 +77,7 @@ def _memory() -> Iterator[Finding]:
     statistics = jax.devices()[0].memory_stats() or {}
     if "bytes_limit" in statistics:
         yield Finding("device memory", f"{_gib(statistics['bytes_limit'])} for JAX")
-    available, total = _main_memory()
+    available, total = main_memory()
     value = f"{_gib(available)} of {_gib(total)} available"
     if available < _ENOUGH_MEMORY:
         remedy = "end other programs, or train a smaller model (--batch-size, --d-model)"
@@ -143,16 +150,6 @@ def _self_test() -> Iterator[Finding]:
         problem = "what was restored is not what was saved"
     remedy = "check the disk, or reinstall orbax-checkpoint" if problem else ""
     yield Finding("checkpoint", f"{size / 1000:.0f} kB saved and restored", problem, remedy)
-
-
-def _main_memory() -> tuple[int, int]:
-    """Bytes available and in all."""
-    page = os.sysconf("SC_PAGE_SIZE")
-    total, available = page * os.sysconf("SC_PHYS_PAGES"), page * os.sysconf("SC_AVPHYS_PAGES")
-    if Path("/proc/meminfo").exists():  # Linux counts what its disk cache would give back
-        lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
-        available = 1024 * int(lines["MemAvailable"].split()[0])
-    return available, total
 
 
 def _gib(size: float) -> str:

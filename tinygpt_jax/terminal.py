@@ -1,8 +1,53 @@
-"""What may be shown on a terminal."""
+"""What may be shown on a terminal, and how far a long piece of work is."""
 
+import sys
+import time
 import unicodedata
+from collections.abc import Callable, Iterable, Iterator, Sized
+from typing import TypeVar
+
+Item = TypeVar("Item")
+
+_EVERY = 60.0  # seconds between the lines of `progress`
 
 
 def harmless(text: str) -> str:
     """Text without what a terminal would take for a command, such as ESC."""
     return "".join(letter if letter in "\n\t" or unicodedata.category(letter) != "Cc" else "\ufffd" for letter in text)
+
+
+def progress(
+    items: Iterable[Item], doing: str, total: int | None = None, *, clock: Callable[[], float] = time.monotonic
+) -> Iterator[Item]:
+    """The items, and on standard error how far they are: a bar on a terminal, elsewhere a line a minute.
+
+    Args:
+        items: what is done one after the other.
+        doing: what the lines begin with, "evaluating".
+        total: how many there are, where `items` has no length.
+        clock: gives the time in seconds.
+    """
+    if total is None and isinstance(items, Sized):
+        total = len(items)
+    if sys.stderr is None:  # closed by who started us
+        yield from items
+    elif sys.stderr.isatty():
+        from tqdm import tqdm
+
+        yield from tqdm(items, doing, total, leave=False, dynamic_ncols=True, delay=0.5)
+    else:
+        start = said = clock()
+        for done, item in enumerate(items):
+            if (now := clock()) - said >= _EVERY:
+                said, left = now, ""
+                if total and done:
+                    left = f" of {total:,}, {duration((total - done) * (now - start) / done)} left"
+                print(f"{doing}: {done:,}{left}", file=sys.stderr, flush=True)
+            yield item
+
+
+def duration(seconds: float) -> str:
+    """For example 2m05s, or 3h10m."""
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}h{minutes:02}m" if hours else f"{minutes}m{seconds:02}s"

@@ -1,18 +1,23 @@
-"""From the metrics of updates to lines in a run's files and a progress bar."""
+"""From the metrics of updates to lines in a run's files, in TensorBoard, and before the user's eyes."""
 
 import math
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import jax
 
-from tinygpt_jax.config import Config, ModelConfig
-from tinygpt_jax.devices import peak_flops, resolve_dtype
+from tinygpt_jax.config import ModelConfig
+from tinygpt_jax.devices import peak_flops
 from tinygpt_jax.errors import UserError
+from tinygpt_jax.evaluation import Evaluation
+from tinygpt_jax.runs.checkpoint_files import Progress
 from tinygpt_jax.runs.folder import RunFiles
+from tinygpt_jax.terminal import duration, harmless
+from tinygpt_jax.training.parts import Parts
 from tinygpt_jax.training.step import StepMetrics
 
 
@@ -20,25 +25,58 @@ class NonFiniteError(UserError):
     """An update had a loss or a gradient that is not finite."""
 
 
+class Reporter:
+    """Shows how training goes on standard error: a progress bar on a terminal, plain lines elsewhere."""
+
+    def __init__(self, start: int, total: int) -> None:
+        """Show updates `start` to `total`."""
+        from tqdm import tqdm
+
+        hidden = sys.stderr is None or not sys.stderr.isatty()
+        self._bar = tqdm(total=total, initial=start, unit="step", dynamic_ncols=True, disable=hidden)
+
+    def update(self, step: int, text: str, left: str) -> None:
+        """Show `text` about the updates up to `step`, and how much time is left, which a bar reckons for itself."""
+        self._bar.set_postfix_str(text, refresh=False)
+        self._bar.update(step - self._bar.n)
+        if self._bar.disable:
+            self.note(f"step {step:,}/{self._bar.total:,}: {text}, {left} left")
+
+    def note(self, text: str) -> None:
+        """Print a line of its own, above the bar where there is one."""
+        self._bar.write(text, file=sys.stderr)
+
+    def close(self) -> None:
+        """Leave the bar as it stands."""
+        self._bar.close()
+
+
 class TrainingLog:
-    """Collects each update's metrics while they are still on the device, and writes a line every `log_every` steps."""
+    """What a run says of itself, in its files, in TensorBoard and before the user's eyes.
+
+    Each update's metrics are collected while they are still on the device, and a line tells of every `log_every` steps.
+    """
 
     def __init__(
         self,
-        config: Config,
-        files: RunFiles,
-        display: "Display",
-        schedule: Callable[[int], Any],
-        steps_per_epoch: float,
-        unlogged: tuple[tuple[float, float], ...],
+        parts: Parts,
+        workdir: Path,
+        progress: Progress,
+        reporter: Callable[[int, int], Reporter] = Reporter,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Continue after the updates whose (loss, gradient norm) a checkpoint kept in `unlogged`."""
-        self._config, self._files, self._display = config, files, display
-        self._schedule, self._steps_per_epoch = schedule, steps_per_epoch
+        """Go on after `progress`, with those of its updates that no line tells of yet."""
+        self._parts, self._start, self._timed = parts, progress.step, progress.step
         self._waiting: list[tuple[int, StepMetrics]] = []
-        self._read = list(unlogged)
-        self._last_loss = unlogged[-1][0] if unlogged else None
-        self._board = _tensorboard(files.workdir) if config.training.tensorboard else None
+        self._read = list(progress.unlogged)
+        self._last_loss = self._read[-1][0] if self._read else None
+        self.files = RunFiles(workdir, progress.files)
+        self.reporter = reporter(progress.step, parts.total_steps)
+        self._clock, self._since, self._peak = clock, clock(), peak_flops()
+        self._board = None
+        if parts.config.training.tensorboard:
+            # An earlier process may have got further than its last checkpoint: steps that come again are shown once.
+            self._board = event_writer()(str(workdir / "tensorboard"), purge_step=progress.step + 1)
 
     @property
     def unlogged(self) -> tuple[tuple[float, float], ...]:
@@ -68,27 +106,66 @@ class TrainingLog:
             if self._ends_line(step):
                 self._write_line(step)
 
+    def evaluated(self, step: int, result: Evaluation) -> None:
+        """Write what an evaluation after update `step` found."""
+        perplexity, accuracy = result.perplexity, result.token_accuracy
+        line = {"step": step, "validation_loss": result.loss, "validation_perplexity": perplexity}
+        self._write(line | {"validation_accuracy": accuracy})
+        self.reporter.note(f"step {step:,}: validation loss {result.loss:.4f}, perplexity {perplexity:,.2f}")
+
+    def sampled(self, step: int, stories: Sequence[tuple[str, str]]) -> None:
+        """Write what the model told after update `step`, by prompt, and show the first."""
+        for prompt, text in stories:
+            self.files.write("samples.jsonl", {"step": step, "prompt": prompt, "text": text})
+        self.reporter.note(f"    {harmless(' '.join(stories[0][1].split()))}")
+
+    @contextmanager
+    def pause(self) -> Iterator[None]:
+        """What is done inside is no update: its time counts for none."""
+        began = self._clock()
+        yield
+        self._since += self._clock() - began
+
+    def close(self) -> None:
+        """Close the files, and leave the progress bar."""
+        if self._board is not None:
+            self._board.close()
+        self.reporter.close()
+        self.files.close()
+
     def _ends_line(self, step: int) -> bool:
-        return step in (1, self._display.total) or step % self._config.training.log_every == 0
+        return step in (1, self._parts.total_steps) or step % self._parts.config.training.log_every == 0
 
     def _write_line(self, step: int) -> None:
-        training = self._config.training
+        parts, model = self._parts, self._parts.config.model
         losses = [loss for loss, _ in self._read]
+        tokens_per_step = parts.config.training.batch_size * model.context_length
         line = {
             "step": step,
-            "epoch": step / self._steps_per_epoch,
-            "tokens": step * training.batch_size * self._config.model.context_length,
+            "epoch": step / parts.batches.per_epoch,
+            "tokens": step * tokens_per_step,
             "loss": math.fsum(losses) / len(losses),
-            "learning_rate": float(self._schedule(step - 1)),
+            "learning_rate": float(parts.learning_rate(step - 1)),
             "gradient_norm": self._read[-1][1],
         }
         self._read.clear()
-        self._files.write("metrics.jsonl", line)
-        self.board(line)
-        self._files.write("timings.jsonl", self._display.update(step, line["loss"]))
+        self._write(line)
+        now = self._clock()
+        steps, seconds = step - self._timed, max(now - self._since, 1e-9)
+        self._timed, self._since = step, now
+        speed = steps * tokens_per_step / seconds
+        timing = {"step": step, "seconds": seconds, "tokens_per_second": speed}
+        text = f"loss {line['loss']:.4f}, {speed:,.0f} tokens/s"
+        if self._peak:
+            timing["share_of_peak"] = speed * flops_per_token(model) / self._peak
+            text += f", {timing['share_of_peak']:.0%} of peak"
+        self.files.write("timings.jsonl", timing)
+        # The first update was compiled: its time says nothing of those to come.
+        left = duration((parts.total_steps - step) * seconds / steps) if step > self._start + 1 else "unknown time"
+        self.reporter.update(step, text, left)
 
-    def board(self, line: dict[str, Any]) -> None:
-        """Send a line of metrics to TensorBoard too, if the run wants it."""
+    def _write(self, line: dict[str, Any]) -> None:
+        self.files.write("metrics.jsonl", line)
         if self._board is not None:
             for name, value in line.items():
                 self._board.add_scalar(name, value, line["step"])
@@ -96,8 +173,8 @@ class TrainingLog:
     def _what_to_try(self, step: int, loss: float, norm: float) -> str:
         what = f"the loss was {loss}" if not math.isfinite(loss) else f"the gradient norm was {norm}"
         last = "none" if self._last_loss is None else f"{self._last_loss:.4f}"
-        rate = float(self._schedule(step - 1))
-        in_float32 = resolve_dtype(self._config.training.compute_dtype) == "float32"
+        rate = float(self._parts.learning_rate(step - 1))
+        in_float32 = self._parts.model.compute_dtype == "float32"
         return (
             f"step {step}: {what} at learning rate {rate:.3g} (last finite loss: {last}); the state before it is "
             f"saved. Try in a new --workdir: --learning-rate {rate / 3:.1g}, or a longer --warmup-steps"
@@ -105,59 +182,17 @@ class TrainingLog:
         )
 
 
-class Display:
-    """A progress bar on a terminal, plain lines elsewhere: loss, tokens/s, share of the device's peak, time left."""
+def event_writer() -> Callable[..., Any]:
+    """The class that writes TensorBoard's files.
 
-    def __init__(self, config: Config, start: int, total: int) -> None:
-        """Show updates `start` to `total`."""
-        self._tokens_per_step = config.training.batch_size * config.model.context_length
-        self._flops_per_step = self._tokens_per_step * flops_per_token(config.model)
-        self._peak = peak_flops()
-        self.total = total
-        self._start = start
-        self._last = (start, time.monotonic())
-        self._bar = None
-        if sys.stderr.isatty():
-            from tqdm import tqdm
-
-            self._bar = tqdm(total=total, initial=start, unit="step", dynamic_ncols=True, file=sys.stderr)
-
-    def update(self, step: int, loss: float) -> dict[str, float]:
-        """Show the state after update `step`; returns what `timings.jsonl` gets."""
-        now = time.monotonic()
-        steps, seconds = step - self._last[0], max(now - self._last[1], 1e-9)
-        self._last = (step, now)
-        seconds_per_step = seconds / max(steps, 1)
-        tokens_per_second = self._tokens_per_step / seconds_per_step
-        timing = {"step": step, "seconds": seconds, "tokens_per_second": tokens_per_second}
-        text = f"loss {loss:.4f}, {tokens_per_second:,.0f} tokens/s"
-        if self._peak:
-            timing["share_of_peak"] = self._flops_per_step / seconds_per_step / self._peak
-            text += f", {timing['share_of_peak']:.0%} of peak"
-        if self._bar is not None:
-            self._bar.set_postfix_str(text, refresh=False)
-            self._bar.update(step - self._bar.n)
-        else:
-            # The first update was compiled: its time says nothing of those to come.
-            left = _duration((self.total - step) * seconds_per_step) if step > self._start + 1 else "unknown time"
-            print(f"step {step:,}/{self.total:,}: {text}, {left} left", file=sys.stderr, flush=True)
-        return timing
-
-    def note(self, text: str) -> None:
-        """Print a line of its own, above the bar where there is one."""
-        if self._bar is not None:
-            self._bar.write(text, file=sys.stderr)
-        else:
-            print(text, file=sys.stderr, flush=True)
-
-    def forget_time(self) -> None:
-        """Start the clock again: what just happened was no training."""
-        self._last = (self._last[0], time.monotonic())
-
-    def close(self) -> None:
-        """Leave the bar as it stands."""
-        if self._bar is not None:
-            self._bar.close()
+    Raises:
+        UserError: it is not installed.
+    """
+    try:
+        from tensorboardX import SummaryWriter
+    except ImportError:
+        raise UserError('--tensorboard needs its extra: pip install -e ".[tensorboard]"') from None
+    return SummaryWriter
 
 
 def flops_per_token(config: ModelConfig) -> int:
@@ -165,20 +200,4 @@ def flops_per_token(config: ModelConfig) -> int:
 
     Source: Chowdhery et al. 2022 (PaLM), appendix B. Reading the embedding is no arithmetic; the head is.
     """
-    per_layer = 4 * config.d_model**2 + 2 * config.d_model * config.d_ff
-    matrices = config.n_layers * per_layer + config.vocab_size * config.d_model
-    return 6 * matrices + 12 * config.n_layers * config.d_model * config.context_length
-
-
-def _tensorboard(workdir: Path):
-    try:
-        from tensorboardX import SummaryWriter
-    except ImportError:
-        raise UserError("--tensorboard needs its extra: pip install 'tinygpt_jax[tensorboard]'") from None
-    return SummaryWriter(str(workdir / "tensorboard"))
-
-
-def _duration(seconds: float) -> str:
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}h{minutes:02}m" if hours else f"{minutes}m{seconds:02}s"
+    return 6 * config.matrix_parameters + 12 * config.n_layers * config.d_model * config.context_length

@@ -1,0 +1,88 @@
+"""What a run is made of, and what is said of it before the first update."""
+
+import dataclasses
+import sys
+
+import jax
+from jax.sharding import Mesh
+
+from tinygpt_jax.config import MOST_STEPS, Config, ModelConfig
+from tinygpt_jax.data.batches import TrainingBatches, evaluation_batches
+from tinygpt_jax.data.corpus import Corpus
+from tinygpt_jax.devices import describe_devices, device_memory, resolve_dtype
+from tinygpt_jax.errors import UserError, require
+from tinygpt_jax.model import GPT
+from tinygpt_jax.training.optimizer import learning_rate_schedule, make_optimizer
+from tinygpt_jax.training.step import TrainState, make_train_step
+
+_MANY_EPOCHS = 10  # of so many, a model knows its stories by heart
+
+
+class Parts:
+    """The model, its batches and its updates: all of it determined by the configuration, the corpus and the devices."""
+
+    def __init__(self, config: Config, corpus: Corpus, mesh: Mesh) -> None:
+        """Build them.
+
+        Raises:
+            UsageError: epochs are too many steps, or the batch does not divide.
+            UserError: there are too few stories.
+        """
+        # How many tokens there are is the tokenizer's to say.
+        model = dataclasses.replace(config.model, vocab_size=corpus.tokenizer.vocab_size)
+        self.config, self.corpus, self.mesh = dataclasses.replace(config, model=model), corpus, mesh
+        training = config.training
+        rows = {"layout": config.data.layout, "context_length": model.context_length, "batch_size": training.batch_size}
+        rows["end_of_text"] = corpus.tokenizer.end_of_text
+        self.model = GPT(model, resolve_dtype(training.compute_dtype), training.remat)
+        self.batches = TrainingBatches(corpus.train, seed=training.seed, **rows)
+        self.validation = evaluation_batches(corpus.validation, limit=training.eval_batches, **rows)
+        steps = training.steps or training.epochs * self.batches.per_epoch
+        require(
+            steps <= MOST_STEPS, "epochs", training.epochs, f"must be at most {MOST_STEPS:,} steps, not {steps:,.0f}"
+        )
+        self.total_steps = max(1, round(steps))
+        self.learning_rate = learning_rate_schedule(config.optimizer, self.total_steps)
+        self.optimizer = make_optimizer(config.optimizer, self.total_steps)
+        self.update = make_train_step(self.model, self.optimizer, training, mesh)
+
+    @property
+    def epochs(self) -> float:
+        """How often each story is seen."""
+        return self.total_steps / self.batches.per_epoch
+
+
+def check_memory(config: Config) -> None:
+    """Raise UserError if no device has room for the parameters, which are counted before anything is made."""
+    tokens = ModelConfig.vocab_size if config.data.vocabulary == "gpt2" else 257  # at least all bytes, end of text
+    count = dataclasses.replace(config.model, vocab_size=tokens).matrix_parameters
+    needed, available = 16 * count / 2**30, device_memory() / 2**30
+    if needed > available:
+        raise UserError(
+            f"this model does not fit: {count:,} parameters need {needed:,.1f} GiB (16 bytes each, with a gradient and "
+            f"AdamW's two means), and the device has {available:,.1f} GiB: give fewer --n-layers, or less --d-model"
+        )
+
+
+def announce(parts: Parts, state: TrainState, doing: str) -> None:
+    """Say what is about to be done, and warn of what is probably not wanted."""
+    config, corpus, steps, epochs = parts.config, parts.corpus, parts.total_steps, parts.epochs
+    count = sum(x.size for x in jax.tree.leaves(state.params))
+    print(
+        f"{doing} {f'{count / 1e6:.1f} M' if count >= 1e6 else f'{count:,}'} parameters "
+        f"in {parts.model.compute_dtype} on {describe_devices()}\n"
+        f"{corpus.train.n_stories:,} stories to learn from, {corpus.validation.n_stories:,} held out, "
+        f"{corpus.tokenizer.vocab_size:,} different tokens\n"
+        f"{steps:,} steps of {config.training.batch_size} x {config.model.context_length} tokens, "
+        f"{epochs:,.{1 if epochs >= 1 else 2}f} epochs"
+    )
+    warmup, rate = config.optimizer.warmup_steps, config.optimizer.learning_rate
+    if warmup > steps:
+        _warn(f"warmup_steps {warmup} is more than the {steps:,} steps: the rate never reaches learning_rate {rate:g}")
+    if epochs > _MANY_EPOCHS:
+        fewer = f"or --steps {round(_MANY_EPOCHS * steps / epochs)} or fewer"
+        _warn(f"each story is seen {epochs:,.0f} times and will be known by heart: give more stories, {fewer}")
+
+
+def _warn(text: str) -> None:
+    print(f"warning: {text}", file=sys.stderr, flush=True)
