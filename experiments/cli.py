@@ -6,7 +6,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Sequence
-from itertools import dropwhile
+from itertools import dropwhile, pairwise
 from typing import Any, TypeVar
 
 import tyro
@@ -35,6 +35,8 @@ def parse(
         UsageError: a flag is unknown or its value cannot be read.
     """
     argv = [_long_name(word) for word in (sys.argv[1:] if argv is None else argv)]
+    if "--workdir=" in argv or ("--workdir", "") in pairwise(argv):  # an unset variable, and no wish to train here
+        raise UsageError("--workdir is empty: give a folder")
     given = {} if default is None else {"default": default}
     errors = io.StringIO()
     try:
