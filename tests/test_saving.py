@@ -3,6 +3,7 @@
 # ruff: noqa: F811 (fixtures that are imported)
 
 import threading
+import time
 
 import jax
 import numpy as np
@@ -82,8 +83,9 @@ def test_a_save_that_failed_is_one_line_the_next_time_somebody_asks(tmp_path, sa
         saver.check()  # it has not failed yet
         held.go_on.set()
         if asked == "check":
-            while True:
+            for _ in range(1000):
                 saver.check()
+                time.sleep(0.01)
         elif asked == "wait":
             saver.wait()
         elif asked == "save":
@@ -104,8 +106,9 @@ def test_another_failure_is_told_once_everything_is_saved(tmp_path, saver, state
 
 def test_ctrl_c_does_not_wait(tmp_path, saver, state):
     held = Held(1, None)
+    threading.Timer(1.0, held.go_on.set).start()
     with pytest.raises(KeyboardInterrupt), saver:
         saver.save(state, held)
         raise KeyboardInterrupt
     assert checkpoints(tmp_path) == []
-    held.go_on.set()
+    saver.wait()
