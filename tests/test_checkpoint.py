@@ -1,5 +1,9 @@
 import dataclasses
 import json
+import shutil
+import threading
+import time
+from contextlib import nullcontext
 
 import jax
 import numpy as np
@@ -11,12 +15,14 @@ from tinygpt_jax.errors import UserError
 from tinygpt_jax.files import own_checksum
 from tinygpt_jax.model import GPT
 from tinygpt_jax.runs.checkpoint_files import (
+    Checkpoint,
     FormatError,
     Progress,
     checkpoints,
     saved_config,
     write_manifest,
 )
+from tinygpt_jax.runs.folder import check_folder, check_history, mark_of
 from tinygpt_jax.training import checkpoint
 from tinygpt_jax.training.checkpoint import newest_intact, open_run, restore_state, save
 from tinygpt_jax.training.optimizer import make_optimizer
@@ -122,6 +128,17 @@ def test_a_damaged_newest_is_set_aside_and_the_one_before_taken(tmp_path, state,
     assert "config.json" in capsys.readouterr().err
 
 
+def test_what_nobody_reads_is_not_looked_at(tmp_path, state, words, capsys):
+    """Of gigabytes of optimizer state, and of checkpoints that are older than the one to go on from."""
+    states = [write(tmp_path, state, words, step).folder / "opt_state/manifest.ocdbt" for step in (1, 2)]
+    states[0].write_bytes(b"")
+    assert newest_intact(tmp_path).step == 2
+    states[1].write_bytes(b"")
+    assert open_run(tmp_path, "last").step == 2
+    assert capsys.readouterr().err == ""
+    assert [c.step for c in checkpoints(tmp_path)] == [1, 2]
+
+
 def test_when_all_are_damaged_nothing_is_touched(tmp_path, state, words):
     write(tmp_path, state, words, 1)
     (tmp_path / "checkpoints/00000001/manifest.json").write_text("{")
@@ -137,6 +154,22 @@ def test_a_folder_without_a_checkpoint(tmp_path):
         open_run(tmp_path)
     with pytest.raises(UserError, match="is not a folder"):
         open_run(tmp_path / "nowhere")
+
+
+def test_checkpoints_that_are_a_file_are_refused_at_the_start(tmp_path):
+    (tmp_path / "checkpoints").write_text("mine")
+    with pytest.raises(UserError, match=r"--workdir .*: .*/checkpoints is a file; choose another folder"):
+        check_folder(tmp_path)
+
+
+@pytest.mark.parametrize(("evaluations", "begun", "lost"), [(0, False, 0), (1, True, 0), (1, False, 1), (2, True, 1)])
+def test_metrics_tell_of_checkpoints_that_are_lost(tmp_path, evaluations, begun, lost):
+    """And a run killed while its first checkpoint is written behind its updates has lost none."""
+    (tmp_path / "metrics.jsonl").write_text('{"step": 1}\n' + '{"validation_loss": 1}\n{"step": 2}\n' * evaluations)
+    if begun:
+        (tmp_path / "checkpoints").mkdir()
+    with pytest.raises(UserError, match="none of its checkpoints: put them back") if lost else nullcontext():
+        check_history(tmp_path)
 
 
 def test_a_failing_save_leaves_the_one_before(tmp_path, state, words, monkeypatch):
@@ -197,8 +230,6 @@ def test_the_best_is_not_another_one_because_its_progress_is_damaged(tmp_path, s
     path.write_text(path.read_text().replace("1.0", "9.0"))
     assert open_run(tmp_path, "best").step == 2
     assert "progress.json has changed" in capsys.readouterr().err
-    assert newest_intact(tmp_path).step == 2
-    assert "set aside" in capsys.readouterr().err
 
 
 def test_a_checkpoint_with_another_models_arrays_is_one_line(tmp_path, state, words):
@@ -223,6 +254,32 @@ def test_a_checkpoint_stored_in_huge_pieces_is_one_line(tmp_path, state, words):
     write_manifest(folder)
     with pytest.raises(UserError, match="does not hold the arrays of the configuration: Requested more bytes"):
         open_run(tmp_path)
+
+
+def test_a_run_is_read_while_it_saves_and_removes(tmp_path, state, words, capsys):
+    """A checkpoint that is gone before its reader is done, and is called damaged; or half of its arrays."""
+    saved = write(tmp_path, state, words, 1, loss=1.0)
+    ready = [Checkpoint(shutil.copytree(saved.folder, tmp_path / f"{step:08d}")) for step in range(2, 60)]
+    for one in ready:
+        (one.folder / "progress.json").write_text(Progress(one.step, "corpus", 1 / one.step).to_json())
+        document = json.loads((one.folder / "manifest.json").read_text())
+        document["files"]["progress.json"] = mark_of(one.folder / "progress.json")
+        forge(one, document)
+
+    def train():
+        for one in ready:  # always a new best one
+            one.folder.rename(saved.folder.with_name(one.folder.name))
+            checkpoint._remove_old(tmp_path)
+            time.sleep(0.01)
+
+    thread, steps = threading.Thread(target=train), []
+    thread.start()
+    while thread.is_alive():
+        steps += [open_run(tmp_path, which).step for which in ("best", "last")]
+        assert all(saved_config(tmp_path) == CONFIG for _ in range(5))
+    thread.join()
+    assert capsys.readouterr().err == ""
+    assert [saved.step for saved in checkpoints(tmp_path)] == [58, 59] and len(set(steps)) > 2
 
 
 def test_a_checkpoint_with_another_vocabulary_is_damaged(tmp_path, state, words):

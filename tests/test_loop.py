@@ -269,6 +269,7 @@ def test_a_second_process_in_the_same_folder_is_refused(tmp_path, refused):
     ("flags", "code", "says"),
     [
         (["--n-heads", "5"], 2, "n_heads 5: must divide d_model 128; try n_heads 4"),
+        (["--workdir", ""], 2, "--workdir is empty: give a folder"),
         (["--context-length", "0"], 2, "context_length 0: must be at least 1"),
         (["--preset", "huge"], 2, "unknown preset 'huge'; there are: quickstart, laptop, tinystories"),
         (["--d-modle", "3"], 2, "Unrecognized options: --d-modle, 3; perhaps --d-model?"),

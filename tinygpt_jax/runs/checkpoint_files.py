@@ -1,31 +1,53 @@
 """What a checkpoint's folder tells without its arrays, and whether anything in it has changed since it was written.
 
-`checkpoint` describes the layout. Nothing that is read here is trusted: a folder may come from a stranger.
+`checkpoint` describes the layout. Nothing that is read here is trusted: a folder may come from a stranger. Nor does a
+reader hold any lock: the run may be training, and remove the checkpoint that is being read.
 """
 
 import dataclasses
-import hashlib
+import functools
 import json
 import math
-import os
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
 
 from tinygpt_jax.config import Config
 from tinygpt_jax.errors import UserError
-from tinygpt_jax.files import own_checksum
-from tinygpt_jax.runs.folder import Mark
+from tinygpt_jax.files import own_checksum, read_text, sync
+from tinygpt_jax.runs.folder import Mark, mark_of
 from tinygpt_jax.tokenizer import Tokenizer
 
 FORMAT_VERSION = 1
-_MAX_JSON_BYTES = 64 * 2**20  # no JSON file of a checkpoint comes near this
-_NEEDED = ("config.json", "tokenizer.json", "progress.json")
+Result = TypeVar("Result")
+Arguments = ParamSpec("Arguments")
 
 
 class FormatError(UserError):
     """A checkpoint is of a format that this program does not know; nothing says that it is damaged."""
+
+
+class DamageError(UserError):
+    """A checkpoint is not what was written."""
+
+
+class GoneError(UserError):
+    """A checkpoint was removed while it was read: the run that trains there has newer ones."""
+
+
+def while_it_trains(read: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
+    """Decorate what reads a run's checkpoints: it begins anew where one was removed before it was read."""
+
+    @functools.wraps(read)
+    def again(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
+        while True:
+            with suppress(GoneError):
+                return read(*args, **kwargs)
+
+    return again
 
 
 @dataclass(frozen=True)
@@ -67,7 +89,7 @@ class Progress:
 class Checkpoint:
     """One complete checkpoint folder. What it returns was compared with its checksum as it was read.
 
-    Raises UserError: a file is not what was written.
+    Raises DamageError: a file is not what was written; GoneError: the folder is there no more; FormatError.
     """
 
     folder: Path
@@ -79,74 +101,94 @@ class Checkpoint:
 
     def config(self) -> Config:
         """The configuration it was trained with."""
-        return Config.from_json(self._read("config.json"))
+        return self._read("config.json", Config.from_json)
 
     def tokenizer(self) -> Tokenizer:
         """The vocabulary it was trained with."""
-        return Tokenizer.from_json(self._read("tokenizer.json"))
+        return self._read("tokenizer.json", Tokenizer.from_json)
 
     def progress(self) -> Progress:
         """Where its run stood."""
-        text = self._read("progress.json")
-        try:
-            progress = Progress.from_json(text)
-        except (ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
-            raise UserError(f"{self.folder / 'progress.json'} is damaged: {error}") from None
+        progress = self._read("progress.json", Progress.from_json)
         if progress.step != self.step:
-            raise UserError(f"{self.folder} holds step {progress.step}: it was renamed")
+            raise DamageError(f"{self.folder} holds step {progress.step}: it was renamed")
         return progress
 
     @property
     def validation_loss(self) -> float:
         """For ordering: infinite where it was not measured, is not finite, or cannot be read."""
-        try:
+        with suppress(DamageError, FormatError):
             loss = self.progress().validation_loss
-        except UserError:
-            return math.inf
-        return loss if loss is not None and math.isfinite(loss) else math.inf
+            if loss is not None and math.isfinite(loss):
+                return loss
+        return math.inf
 
-    def problem(self) -> str | None:
-        """What is wrong with its files, or None: each is there, with its size and sha256, and says what it should.
+    def check(self, without: str | None = None) -> None:
+        """Compare every file, apart from the arrays in the folder `without`, with its size and sha256.
 
         Raises:
-            FormatError: its files are of a format of another version of this program.
+            DamageError: one has changed, or what they say does not fit together.
         """
-        try:
+        with self._reading():
             for name, mark in self._manifest().items():
-                self._check(name, mark)
-            vocab_size, expected = self.tokenizer().vocab_size, self.config().model.vocab_size
-            self.progress()
+                if without is None or not name.startswith(f"{without}/"):
+                    self._check(name, mark)
+        vocab_size, expected = self.tokenizer().vocab_size, self.config().model.vocab_size
+        self.progress()
+        if vocab_size != expected:
+            raise DamageError(f"{self.folder} has a vocabulary of {vocab_size} tokens and a model of {expected}")
+
+    def problem(self) -> str | None:
+        """What `check` finds, or None."""
+        try:
+            self.check()
+        except DamageError as error:
+            return str(error)
+        return None
+
+    def raise_if_gone(self) -> None:
+        """For who has read its arrays, or could not: raise GoneError if it was removed meanwhile."""
+        if self not in checkpoints(self.folder.parents[1]):
+            raise GoneError(f"{self.folder} was removed while it was read")
+
+    @contextmanager
+    def _reading(self) -> Iterator[None]:
+        try:
+            yield
         except FormatError:
             raise
         except UserError as error:
-            return str(error)
-        if vocab_size != expected:
-            return f"{self.folder} has a vocabulary of {vocab_size} tokens and a model of {expected}"
-        return None
+            self.raise_if_gone()
+            raise DamageError(str(error)) from None
 
-    def _read(self, name: str) -> str:
-        self._check(name, self._manifest()[name])
-        return _read_text(self.folder / name)
-
-    def _check(self, name: str, mark: Mark) -> None:
+    def _read(self, name: str, parse: Callable[[str], Result]) -> Result:
         path = self.folder / name
+        with self._reading():
+            self._check(name, self._manifest().get(name))
+            try:
+                return parse(read_text(path))
+            except (ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+                raise UserError(f"{path} is damaged: {error}") from None
+
+    def _check(self, name: str, mark: Mark | None) -> None:
+        path = self.folder / name
+        if mark is None:
+            raise UserError(f"{self.folder / 'manifest.json'} is damaged: it does not list {name}")
         try:
             if not path.resolve().is_relative_to(self.folder.resolve()):
                 raise UserError(f"{self.folder / 'manifest.json'} names a file outside its folder: {name}")
-            if not path.is_file():
+            found = mark_of(path)
+            if found is None:
                 raise UserError(f"{path} is missing")
-            if path.stat().st_size != mark.size:
-                raise UserError(f"{path} has {path.stat().st_size} bytes in place of {mark.size}")
-            if _sha256(path) != mark.sha256:
-                raise UserError(f"{path} has changed since it was written")
+            if found != mark:
+                raise UserError(f"{path} has changed since it was written, {found.size} bytes now and {mark.size} then")
         except (OSError, ValueError, RuntimeError) as error:  # it cannot be read, or a name that can be no file's
             raise UserError(f"{path}: {error}") from None
 
     def _manifest(self) -> dict[str, Mark]:
         path = self.folder / "manifest.json"
-        text = _read_text(path)
         try:
-            document = json.loads(text)
+            document = json.loads(read_text(path))
             version = document["format_version"]
             if not _is_count(version) or version > 10**6 or document["sha256"] != own_checksum(document):
                 raise UserError(f"{path} has changed since it was written")
@@ -155,13 +197,9 @@ class Checkpoint:
                     f"{path} is of format {version!r}, and this program reads format {FORMAT_VERSION}: use the version "
                     "of the program that wrote it"
                 )
-            files = {name: Mark(*mark) for name, mark in document["files"].items()}
+            return {name: Mark(*mark) for name, mark in document["files"].items()}
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             raise UserError(f"{path} is damaged") from None
-        missing = [name for name in _NEEDED if name not in files]
-        if missing:
-            raise UserError(f"{path} is damaged: it does not list {missing[0]}")
-        return files
 
 
 def checkpoints(workdir: Path) -> list[Checkpoint]:
@@ -169,23 +207,21 @@ def checkpoints(workdir: Path) -> list[Checkpoint]:
     folder = workdir / "checkpoints"
     if not folder.is_dir():
         return []
-    names = sorted(entry.name for entry in folder.iterdir() if _is_checkpoint_name(entry.name))
-    return [Checkpoint(folder / name) for name in names]
+    return [Checkpoint(entry) for entry in sorted(folder.iterdir()) if re.fullmatch("[0-9]{8}", entry.name)]
 
 
+@while_it_trains
 def saved_config(workdir: Path) -> Config | None:
     """The configuration of a run's newest checkpoint that can be read; None where there is no checkpoint.
 
     Raises:
-        UserError: there are checkpoints, and none can be read; FormatError: see `Checkpoint.problem`.
+        UserError: there are checkpoints, and none can be read.
     """
     problem = None
     for checkpoint in reversed(checkpoints(workdir)):
         try:
             return checkpoint.config()
-        except FormatError:
-            raise
-        except UserError as error:
+        except DamageError as error:
             problem = problem or error
     if problem:
         raise UserError(f"{workdir} has no intact checkpoint: {problem}")
@@ -195,48 +231,12 @@ def saved_config(workdir: Path) -> Config | None:
 def write_manifest(folder: Path) -> None:
     """List every file of a checkpoint, and return when all of it is on the disk."""
     manifest = folder / "manifest.json"
-    files = {}
-    for path in sorted(set(_files(folder)) - {manifest}):
-        sync(path)
-        files[path.relative_to(folder).as_posix()] = Mark(path.stat().st_size, _sha256(path))
+    paths = [path for path in sorted(folder.rglob("*")) if path.is_file() and path != manifest]
+    files = {path.relative_to(folder).as_posix(): mark_of(path) for path in paths}
     document = {"format_version": FORMAT_VERSION, "files": files}
-    document["sha256"] = own_checksum(document)
-    manifest.write_text(json.dumps(document, indent=1) + "\n")
-    sync(manifest)
-    for directory in [folder, *(path for path in folder.rglob("*") if path.is_dir())]:
-        sync(directory)
-
-
-def sync(path: Path) -> None:
-    """Return when a file's content, or the names in a folder, are on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _files(folder: Path) -> Iterator[Path]:
-    return (path for path in folder.rglob("*") if path.is_file())
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _read_text(path: Path) -> str:
-    try:
-        size = path.stat().st_size
-        if not path.is_file():
-            raise UserError(f"{path} is not a file")
-        if size > _MAX_JSON_BYTES:
-            raise UserError(f"{path} is {size} bytes long, more than any run writes")
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError:
-        raise UserError(f"{path} is damaged") from None
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}") from None
+    manifest.write_text(json.dumps(document | {"sha256": own_checksum(document)}, indent=1) + "\n")
+    for path in [*folder.rglob("*"), folder]:
+        sync(path)
 
 
 def _number(value: Any) -> float:
@@ -247,7 +247,3 @@ def _number(value: Any) -> float:
 
 def _is_count(value: Any) -> bool:
     return type(value) is int and value >= 0
-
-
-def _is_checkpoint_name(name: str) -> bool:
-    return len(name) == 8 and name.isascii() and name.isdigit()

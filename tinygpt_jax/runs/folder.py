@@ -11,7 +11,6 @@ runs/
 Each checkpoint keeps the size and sha256 of these files: the state of a run is in one place.
 """
 
-import fcntl
 import hashlib
 import json
 import os
@@ -22,6 +21,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from tinygpt_jax.errors import UserError
+from tinygpt_jax.files import disk_errors, locked, sha256_of
 
 LINES = ("metrics.jsonl", "timings.jsonl", "samples.jsonl")
 WHOLE = ("config.json", "corpus.json")
@@ -39,10 +39,7 @@ _EMPTY = Mark(0, hashlib.sha256().hexdigest())
 
 def mark_of(path: Path) -> Mark | None:
     """The mark of a file as it is; None where there is none."""
-    if not path.is_file():
-        return None
-    with path.open("rb") as file:
-        return Mark(path.stat().st_size, hashlib.file_digest(file, "sha256").hexdigest())
+    return Mark(path.stat().st_size, sha256_of(path)) if path.is_file() else None
 
 
 def has_changed(path: Path, mark: Mark) -> bool:
@@ -53,22 +50,24 @@ def has_changed(path: Path, mark: Mark) -> bool:
 
 
 def check_folder(workdir: Path) -> None:
-    """Raise UserError if `workdir` is not a folder that can be written to and could not become one."""
-    existing = next(path for path in [workdir, *workdir.absolute().parents] if path.exists())
-    if not existing.is_dir():
-        raise UserError(f"--workdir {workdir}: {existing} is a file; choose another folder")
-    if not os.access(existing, os.W_OK | os.X_OK):
-        raise UserError(f"--workdir {workdir}: no permission to write to {existing}; choose another folder")
+    """Raise UserError if `workdir`, or its checkpoints, is not a folder to write to and could not become one."""
+    for folder in (workdir / "checkpoints", workdir):
+        existing = next(path for path in [folder, *folder.absolute().parents] if path.exists())
+        if not existing.is_dir():
+            raise UserError(f"--workdir {workdir}: {existing} is a file; choose another folder")
+        if not os.access(existing, os.W_OK | os.X_OK):
+            raise UserError(f"--workdir {workdir}: no permission to write to {existing}; choose another folder")
 
 
 def check_history(workdir: Path) -> None:
     """Raise UserError if metrics tell of checkpoints, where there is none: a fresh run would write over them.
 
-    A checkpoint follows each evaluation, so a run that was killed before its first one has no line after that.
+    An evaluation waits for the checkpoint of the one before. So a run that was killed before its first checkpoint was
+    whole has no line of a second evaluation, and has begun a folder for them.
     """
-    path = workdir / "metrics.jsonl"
-    lines = path.read_bytes().split(b"\n")[:-1] if path.is_file() else []
-    if any(b'"validation_loss"' in line for line in lines[:-1]):
+    path, evaluation = workdir / "metrics.jsonl", b'"validation_loss"'
+    evaluations = path.read_bytes().count(evaluation) if path.is_file() else 0
+    if evaluations > (1 if (workdir / "checkpoints").is_dir() else 0):
         raise UserError(
             f"{workdir} has the metrics of a run and none of its checkpoints: put them back, remove {path} to train "
             "anew, or choose another --workdir"
@@ -77,47 +76,18 @@ def check_history(workdir: Path) -> None:
 
 @contextmanager
 def sole_process(workdir: Path) -> Iterator[None]:
-    """Hold the folder's lock. The system lets go of it when the process ends in whatever way, so it cannot go stale.
+    """Hold the folder's lock, and say in one line what the system refuses meanwhile.
 
     Raises:
-        UserError: another process trains here.
+        UserError: another process trains here; or in place of an OSError.
     """
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-        file = (workdir / ".lock").open("a+")
-    except OSError as error:
-        raise UserError(f"--workdir {workdir}: {error.strerror}; choose another folder") from None
-    with file, disk_errors(workdir):
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.seek(0)
-            holder = file.read(20).strip() or "unknown"
-            raise UserError(
-                f"another process (pid {holder}) is training in {workdir}; wait for it, or stop it"
-            ) from None
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
+
+    def refuse(holder: str) -> None:
+        raise UserError(f"another process (pid {holder}) is training in {workdir}; wait for it, or stop it")
+
+    remedy = "make room or give permission there, and give the same command again: what was saved is intact"
+    with disk_errors(workdir, remedy), locked(workdir / ".lock", refuse):
         yield
-
-
-@contextmanager
-def disk_errors(workdir: Path) -> Iterator[None]:
-    """Say in one line what the system refuses.
-
-    Raises:
-        UserError: in place of an OSError.
-    """
-    try:
-        yield
-    except BrokenPipeError:  # nobody reads our output: no error of a disk
-        raise
-    except OSError as error:
-        raise UserError(
-            f"{error.filename or workdir}: {error.strerror or error}; make room or give permission there and give "
-            "the same command again: it goes on from the last checkpoint, which is intact"
-        ) from error
 
 
 class RunFiles:
@@ -156,9 +126,7 @@ class RunFiles:
         self._sizes[name] += len(line)
 
     def marks(self) -> dict[str, Mark]:
-        """Marks of all files of the folder as they are, which are on the disk by then."""
-        for file in self._files.values():
-            os.fsync(file.fileno())
+        """Marks of all files of the folder as they are. That they are on the disk is for who keeps the marks."""
         lines = {name: Mark(self._sizes[name], self._hashes[name].hexdigest()) for name in LINES}
         whole = {name: mark_of(self.workdir / name) for name in WHOLE}
         return lines | {name: mark for name, mark in whole.items() if mark}

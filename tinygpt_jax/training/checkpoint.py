@@ -29,8 +29,16 @@ from tinygpt_jax import fused
 from tinygpt_jax.config import Config
 from tinygpt_jax.devices import resolve_dtype
 from tinygpt_jax.errors import UserError, first_line
+from tinygpt_jax.files import sync
 from tinygpt_jax.model import GPT, abstract_params
-from tinygpt_jax.runs.checkpoint_files import Checkpoint, FormatError, Progress, checkpoints, sync, write_manifest
+from tinygpt_jax.runs.checkpoint_files import (
+    Checkpoint,
+    DamageError,
+    Progress,
+    checkpoints,
+    while_it_trains,
+    write_manifest,
+)
 from tinygpt_jax.tokenizer import Tokenizer
 from tinygpt_jax.training.step import TrainState
 
@@ -47,10 +55,12 @@ class Run:
     corpus: str | None  # fingerprint of the stories it was trained on, where that is known
 
 
+@while_it_trains
 def open_run(workdir: Path, which: Literal["best", "last"] = "best") -> Run:
     """Load a run's parameters, best by validation loss or newest, onto the default device.
 
-    A damaged checkpoint is named on standard error and passed over; nothing in the folder is changed.
+    A damaged checkpoint is named on standard error and passed over; nothing in the folder is changed, and the
+    optimizer's state is not looked at.
 
     Raises:
         UserError: there is no run or no intact checkpoint.
@@ -59,11 +69,16 @@ def open_run(workdir: Path, which: Literal["best", "last"] = "best") -> Run:
     if not found:
         what = "is not a folder" if not workdir.is_dir() else "has no checkpoint"
         raise UserError(f"{workdir} {what}: train first with python -m experiments.train --workdir {workdir}")
-    readable = [saved for saved in reversed(found) if not _warn(_progress_problem(saved))]
+    readable = []
+    for saved in reversed(found):
+        with _passing_over_damage():
+            saved.progress()  # without it nobody knows whether this is the best
+            readable.append(saved)
     if which == "best":
         readable.sort(key=lambda saved: saved.validation_loss)  # stable: the newest of equals stays first
     for saved in readable:
-        if not _warn(saved.problem()):
+        with _passing_over_damage():
+            saved.check(without="opt_state")
             config = saved.config()
             model = GPT(config.model, resolve_dtype(config.training.compute_dtype), arithmetic=fused)
             params = _restore(saved, "params", abstract_params(config.model))
@@ -72,25 +87,28 @@ def open_run(workdir: Path, which: Literal["best", "last"] = "best") -> Run:
 
 
 def newest_intact(workdir: Path) -> Checkpoint | None:
-    """The checkpoint to resume from. Damaged ones are renamed to `<step>.damaged`, and named on standard error.
+    """The checkpoint to resume from. Damaged newer ones are renamed to `<step>.damaged`, and named on standard error.
 
     Raises:
         UserError: there are checkpoints, and all are damaged; nothing has been touched.
     """
-    problems = {saved: saved.problem() for saved in checkpoints(workdir)}
-    intact = [saved for saved, problem in problems.items() if problem is None]
-    if problems and not intact:
+    damaged: dict[Checkpoint, str] = {}
+    for saved in reversed(checkpoints(workdir)):
+        problem = saved.problem()
+        if problem is None:
+            for other, why in damaged.items():
+                aside = other.folder.with_name(f"{other.folder.name}.damaged")
+                shutil.rmtree(aside, ignore_errors=True)
+                other.folder.rename(aside)
+                print(f"warning: set aside {aside}: {why}", file=sys.stderr)
+            return saved
+        damaged[saved] = problem
+    if damaged:
         raise UserError(
-            f"every checkpoint of {workdir} is damaged ({next(reversed(problems.values()))}); nothing was changed: "
+            f"every checkpoint of {workdir} is damaged ({next(iter(damaged.values()))}); nothing was changed: "
             "restore the folder from a copy, or train into another --workdir"
         )
-    for saved, problem in problems.items():
-        if problem is not None:
-            aside = saved.folder.with_name(f"{saved.folder.name}.damaged")
-            shutil.rmtree(aside, ignore_errors=True)
-            saved.folder.rename(aside)
-            print(f"warning: set aside {aside}: {problem}", file=sys.stderr)
-    return intact[-1] if intact else None
+    return None
 
 
 def restore_state(checkpoint: Checkpoint, optimizer: optax.GradientTransformation, sharding: Sharding) -> TrainState:
@@ -126,10 +144,12 @@ def save(workdir: Path, state: TrainState, progress: Progress, config: Config, t
             for item in ("params", "opt_state"):
                 target = (temporary / item).resolve()
                 checkpointer.save(target, args=ocp.args.StandardSave(getattr(state, item)))
-        (temporary / "config.json").write_text(config.to_json(), encoding="utf-8")
-        (temporary / "tokenizer.json").write_text(tokenizer.to_json(), encoding="utf-8")
-        (temporary / "progress.json").write_text(progress.to_json(), encoding="utf-8")
+        for name, said in (("config", config), ("tokenizer", tokenizer), ("progress", progress)):
+            (temporary / f"{name}.json").write_text(said.to_json(), encoding="utf-8")
         write_manifest(temporary)
+        for marked in (workdir / name for name in progress.files):
+            if marked.exists():
+                sync(marked)
         temporary.rename(final.folder)
         sync(parent)
     except Exception as error:  # Orbax wraps what the file system says in exceptions of several libraries
@@ -139,13 +159,6 @@ def save(workdir: Path, state: TrainState, progress: Progress, config: Config, t
         raise UserError(f"could not write a checkpoint to {parent}: {first_line(error)}; {last}") from error
     _remove_old(workdir)
     return final
-
-
-def remove_unfinished(workdir: Path) -> None:
-    """Clear what a killed save left behind. Only for the process that holds the run's lock."""
-    for name in (".writing-*", ".removing-*"):
-        for leftover in (workdir / "checkpoints").glob(name):
-            shutil.rmtree(leftover)
 
 
 def _remove_old(workdir: Path) -> None:
@@ -159,21 +172,12 @@ def _remove_old(workdir: Path) -> None:
             shutil.rmtree(leaving)
 
 
-def _progress_problem(checkpoint: Checkpoint) -> str | None:
-    """Without it nobody knows whether this checkpoint is the best."""
+@contextmanager
+def _passing_over_damage() -> Iterator[None]:
     try:
-        checkpoint.progress()
-    except FormatError:
-        raise
-    except UserError as error:
-        return str(error)
-    return None
-
-
-def _warn(problem: str | None) -> bool:
-    if problem is not None:
-        print(f"warning: passing over a damaged checkpoint: {problem}", file=sys.stderr)
-    return problem is not None
+        yield
+    except DamageError as error:
+        print(f"warning: passing over a damaged checkpoint: {error}", file=sys.stderr)
 
 
 def _restore(checkpoint: Checkpoint, item: str, abstract: Any, sharding: Sharding | None = None) -> Any:
@@ -185,9 +189,12 @@ def _restore(checkpoint: Checkpoint, item: str, abstract: Any, sharding: Shardin
     try:
         handler = ocp.StandardCheckpointHandler(restore_concurrent_gb=gigabytes)
         with _quietly(), ocp.Checkpointer(handler) as checkpointer:
-            return checkpointer.restore(folder, args=ocp.args.StandardRestore(target))
+            arrays = checkpointer.restore(folder, args=ocp.args.StandardRestore(target))
     except Exception as error:  # as many kinds as there are libraries below
+        checkpoint.raise_if_gone()
         raise UserError(f"{folder} does not hold the arrays of the configuration: {first_line(error)}") from error
+    checkpoint.raise_if_gone()  # else what was read may be half of it
+    return arrays
 
 
 @contextmanager

@@ -17,11 +17,12 @@ from tinygpt_jax.generation import Sampling, generate
 from tinygpt_jax.model import GPT
 from tinygpt_jax.runs.checkpoint_files import Checkpoint, Progress
 from tinygpt_jax.runs.corpus_summary import write_summary
-from tinygpt_jax.runs.folder import check_folder, check_history, disk_errors, has_changed, sole_process
+from tinygpt_jax.runs.folder import check_folder, check_history, has_changed, sole_process
 from tinygpt_jax.tokenizer import Tokenizer
 from tinygpt_jax.training import checkpoint
 from tinygpt_jax.training.metrics import NonFiniteError, Reporter, TrainingLog, event_writer
 from tinygpt_jax.training.parts import Parts, announce, check_memory
+from tinygpt_jax.training.saving import Saver
 from tinygpt_jax.training.step import TrainState, data_mesh, initial_state, memory_errors, put_batch, replicated
 
 # (model, parameters, tokenizer, seed) -> for each prompt, itself and a story that begins with it
@@ -66,7 +67,7 @@ def train(
     if config.training.tensorboard:
         event_writer()  # missing, it is missed before stories are prepared for hours
     parts = Parts(config, prepare(config.data), mesh or data_mesh())
-    with sole_process(workdir), disk_errors(workdir), memory_errors(config.training), _stop_signals() as stop:
+    with sole_process(workdir), memory_errors(config.training), _stop_signals() as stop:
         saved = _matching_checkpoint(parts, workdir)
         progress = saved.progress() if saved else Progress(step=0, corpus=parts.corpus.fingerprint)
         if progress.step <= parts.total_steps:  # a shorter run than the one that is there says nothing of it
@@ -79,16 +80,17 @@ def train(
         else:
             state = initial_state(parts.model, parts.optimizer, config.training.seed, parts.mesh)
         announce(parts, state, f"resuming after step {progress.step:,} of" if saved else "training")
-        with closing(TrainingLog(parts, workdir, progress, reporter)) as log:
-            return _Loop(parts, workdir, state, log, sampler).run(stop)
+        saver = Saver(workdir, parts.config, parts.corpus.tokenizer)
+        with closing(TrainingLog(parts, workdir, progress, reporter)) as log, saver:
+            return _Loop(parts, state, log, saver, sampler).run(stop)
 
 
 class _Loop:
     """The updates of one process, from a state to the last step or to a signal."""
 
-    def __init__(self, parts: Parts, workdir: Path, state: TrainState, log: TrainingLog, sampler: Sampler) -> None:
-        self.parts, self.workdir, self.state, self.step = parts, workdir, state, int(state.step)
-        self.log, self.sampler = log, sampler
+    def __init__(self, parts: Parts, state: TrainState, log: TrainingLog, saver: Saver, sampler: Sampler) -> None:
+        self.parts, self.state, self.step = parts, state, int(state.step)
+        self.log, self.saver, self.sampler = log, saver, sampler
 
     def run(self, stop: list[int]) -> bool:
         """Update, evaluate and save, until the last step (true) or until `stop` holds a signal."""
@@ -98,6 +100,7 @@ class _Loop:
                 self.state, metrics = parts.update(self.state, put_batch(batch, parts.mesh), self.step)
                 self.step += 1
                 self.log.add(self.step, metrics)
+                self.saver.check()
                 is_last = self.step == parts.total_steps
                 evaluates = is_last or self.step % training.eval_every == 0
                 saves = evaluates or stop or (training.save_every and self.step % training.save_every == 0)
@@ -111,7 +114,9 @@ class _Loop:
             # Updates after the bad one changed nothing: this is the state before it.
             self.step = int(self.state.step)
             self.save(validation_loss=None)
+            self.saver.wait()
             raise
+        self.saver.wait()
         if stop:
             name = signal.Signals(stop[0]).name
             self.log.reporter.note(f"{name}: saved at step {self.step:,}. The same command goes on from there.")
@@ -119,6 +124,7 @@ class _Loop:
 
     def evaluate(self) -> float:
         """Measure the fixed validation batches, write a story for each prompt, and return the loss."""
+        self.saver.wait()  # or metrics could tell of two evaluations without a checkpoint: see `check_history`
         parts, params = self.parts, self.state.params
         result = evaluate(parts.model, params, (put_batch(batch, parts.mesh) for batch in parts.validation))
         self.log.evaluated(self.step, result)
@@ -127,10 +133,10 @@ class _Loop:
         return result.loss
 
     def save(self, validation_loss: float | None) -> None:
-        """Write a checkpoint of the present state."""
+        """Have a checkpoint of the present state written, behind the updates that follow."""
         fingerprint, files = self.parts.corpus.fingerprint, self.log.files.marks()
         progress = Progress(self.step, fingerprint, validation_loss, self.log.unlogged, files)
-        checkpoint.save(self.workdir, self.state, progress, self.parts.config, self.parts.corpus.tokenizer)
+        self.saver.save(self.state, progress)
 
 
 def _matching_checkpoint(parts: Parts, workdir: Path) -> Checkpoint | None:
@@ -140,7 +146,6 @@ def _matching_checkpoint(parts: Parts, workdir: Path) -> Checkpoint | None:
         UsageError: it was trained with a configuration or data that differ in more than may change.
         UserError: there is none, and metrics tell that there was.
     """
-    checkpoint.remove_unfinished(workdir)
     newest = checkpoint.newest_intact(workdir)
     if newest is None:
         check_history(workdir)

@@ -21,10 +21,9 @@ from experiments import cli, evaluate, generate, train
 from experiments.measuring.breaking.outcome import outcome
 from experiments.measuring.breaking.victim import TINY
 from tinygpt_jax.errors import UserError
-from tinygpt_jax.runs.checkpoint_files import Checkpoint, Progress
+from tinygpt_jax.runs.checkpoint_files import Progress
 from tinygpt_jax.runs.record import read_record
 from tinygpt_jax.training import checkpoint
-from tinygpt_jax.training.step import TrainState
 
 LAST = 16
 FLAGS = [*TINY, "--steps", str(LAST), "--eval-every", "4"]
@@ -39,7 +38,7 @@ class Output(NamedTuple):
     said: str  # on standard error
 
 
-def corruption(folder: Path, count: int, seed: int) -> None:
+def corruption(folder: Path, chance: random.Random, count: int) -> Counter[str]:
     """Damage one file at a time, then evaluate, write a story, read what a report reads, and go on training.
 
     The commands run in this process, which saves them their start, and draw nothing.
@@ -48,77 +47,56 @@ def corruption(folder: Path, count: int, seed: int) -> None:
         UserError: damage gave a traceback, or another result without a word.
     """
     jax.config.update("jax_compilation_cache_dir", str(folder / "cache" / "compiled"))
-    case, chance, tally = folder / "case", random.Random(seed), Counter()
+    case, tally = folder / "case", Counter()
     with mock.patch("tinygpt_jax.report.write_report"):
         original = make_original(folder / "original")
         expected = outputs(shutil.copytree(original, case))
-        damages = [(path, damage) for path in files(original) for damage in DAMAGES]
+        files = [path.relative_to(original) for path in sorted(original.rglob("*")) if path.is_file()]
+        damages = [(path, kind) for path in files if path.name not in ("lock", ".lock") for kind in DAMAGES]
         chance.shuffle(damages)
         for number in range(count):
-            path, damage = damages[number % len(damages)]
+            path, kind = damages[number % len(damages)]
             shutil.rmtree(case)
-            damage(shutil.copytree(original, case) / path, chance)
+            damage(shutil.copytree(original, case) / path, kind, chance)
             verdict = judge(outputs(case), expected, path)
-            print(f"{damage.__name__} {path}: {verdict}", flush=True)
+            print(f"{kind} {path}: {verdict}", flush=True)
             if verdict not in ("named", "harmless"):
-                raise UserError(f"seed {seed}, case {number}: {damage.__name__} {path}: {verdict}")
+                raise UserError(f"case {number}: {kind} {path}: {verdict}")
             tally[verdict] += 1
     shutil.rmtree(case)
-    said = ", ".join(f"{times} {verdict}" for verdict, times in tally.items())
-    print(f"{count} damages of {len(damages)} kinds (a file and what happens to it) with seed {seed}: {said}")
+    return tally
 
 
-def flip(path: Path, chance: random.Random) -> None:
-    """Change one bit."""
-    content = bytearray(path.read_bytes())
-    if content:
-        content[chance.randrange(len(content))] ^= 1 << chance.randrange(8)
-    path.write_bytes(content)
+DAMAGES = ("flip", "zero", "cut", "remove")
 
 
-def zero(path: Path, chance: random.Random) -> None:
-    """Zeros from some place on, as many file systems leave after a power cut."""
-    size = path.stat().st_size
-    at = chance.randrange(size + 1)
-    path.write_bytes(path.read_bytes()[:at] + bytes(size - at))
-
-
-def cut(path: Path, chance: random.Random) -> None:
-    """Remove the end."""
-    os.truncate(path, chance.randrange(path.stat().st_size + 1))
-
-
-def remove(path: Path, chance: random.Random) -> None:
-    """Remove all of it."""
+def damage(path: Path, kind: str, chance: random.Random) -> None:
+    """One bit changed; zeros from some place on, as many file systems leave after a power cut; the end or all gone."""
+    content, at = path.read_bytes(), chance.randrange(path.stat().st_size + 1)
     path.unlink()
-
-
-DAMAGES = (flip, zero, cut, remove)
+    if kind == "flip":
+        changed = bytes(byte ^ 1 << chance.randrange(8) for byte in content[at : at + 1])
+        path.write_bytes(content[:at] + changed + content[at + 1 :])
+    elif kind != "remove":
+        path.write_bytes(content[:at] + (bytes(len(content) - at) if kind == "zero" else b""))
 
 
 def make_original(folder: Path) -> Path:
     """A folder with `run`, interrupted before its last save, and `cache`, where its prepared stories are."""
-    real = checkpoint.save
 
-    def save(workdir: Path, state: TrainState, progress: Progress, *rest: Any) -> Checkpoint:
+    def interrupt(workdir: Path, state: Any, progress: Progress, *rest: Any) -> Any:
         if progress.step == LAST:
             raise UserError("interrupted")
-        return real(workdir, state, progress, *rest)
+        return mock.DEFAULT
 
     folder.mkdir(exist_ok=True)
-    with mock.patch.object(checkpoint, "save", save):
+    with mock.patch.object(checkpoint, "save", wraps=checkpoint.save, side_effect=interrupt):
         trained = call(folder, train.main, FLAGS)
     if trained.code != 1:
         raise UserError(f"the run that nobody damaged: {trained.said}")
     with (folder / "run" / "metrics.jsonl").open("a") as metrics:
         metrics.write('{"step": 17, "lo')
     return folder
-
-
-def files(original: Path) -> list[Path]:
-    """What can be damaged: everything that some command may read."""
-    found = (path.relative_to(original) for path in sorted(original.rglob("*")) if path.is_file())
-    return [path for path in found if path.name not in ("lock", ".lock")]
 
 
 def outputs(folder: Path) -> dict[str, Output]:
@@ -150,20 +128,18 @@ def call(folder: Path, main: Callable[[Sequence[str]], None], flags: list[str]) 
         except Exception:
             code = TRACEBACK
             err.write(traceback.format_exc())
-    texts = [file.buffer.getvalue().decode() for file in (out, err)]  # type: ignore[attr-defined]
-    return Output(code, *texts)
+    return Output(code, *(file.buffer.getvalue().decode() for file in (out, err)))  # type: ignore[attr-defined]
 
 
 def judge(found: dict[str, Output], expected: dict[str, Output], path: Path) -> str:
     """`harmless` where every result is as it was; `named` where what is not comes with the file's name."""
     verdict = "harmless"
     for command, output in found.items():
-        same = (output.code, output.result) == (expected[command].code, expected[command].result)
-        lines = [line for line in output.said.splitlines() if line.startswith(("error: ", "warning: "))]
         if output.code not in (0, 1, 2) or "Traceback" in output.said:
             return f"{command} gave a traceback: {output.said}"
-        if same:
+        if (output.code, output.result) == (expected[command].code, expected[command].result):
             continue
+        lines = [line for line in output.said.splitlines() if line.startswith(("error: ", "warning: "))]
         if not any(path.name in line for line in lines):
             return f"{command} gave something else without a word: {output} in place of {expected[command]}"
         # A checkpoint less is no other end; lines that are gone are.

@@ -4,14 +4,10 @@ import hashlib
 import json
 from pathlib import Path
 
-import jax
-import numpy as np
-from jax.sharding import SingleDeviceSharding
-
 from tinygpt_jax.errors import UserError
+from tinygpt_jax.files import sha256_of
 from tinygpt_jax.runs.checkpoint_files import checkpoints
-from tinygpt_jax.training.checkpoint import restore_state
-from tinygpt_jax.training.optimizer import make_optimizer
+from tinygpt_jax.runs.folder import LINES
 
 
 def outcome(workdir: Path) -> dict[str, str]:
@@ -20,27 +16,28 @@ def outcome(workdir: Path) -> dict[str, str]:
     Raises:
         UserError: the newest checkpoint is not intact.
     """
+    import jax
+    import numpy as np
+
+    from tinygpt_jax.training.checkpoint import restore_state
+    from tinygpt_jax.training.optimizer import make_optimizer
+
     newest = checkpoints(workdir)[-1]
-    if problem := newest.problem():
-        raise UserError(problem)
+    newest.check()
     config = newest.config()
     optimizer = make_optimizer(config.optimizer, config.training.steps or 1)
-    state = restore_state(newest, optimizer, SingleDeviceSharding(jax.devices()[0]))
-    arrays = hashlib.sha256()
-    for array in jax.tree.leaves(state):
-        arrays.update(np.asarray(array).tobytes())
+    state = restore_state(newest, optimizer, jax.sharding.SingleDeviceSharding(jax.devices()[0]))
     best = min(checkpoints(workdir), key=lambda saved: saved.validation_loss)
     found = {
         "newest checkpoint": f"step {newest.step}",
         "best checkpoint": f"step {best.step}, loss {best.validation_loss}",
-        "parameters and optimizer state": arrays.hexdigest(),
+        "state": hashlib.sha256(b"".join(np.asarray(x).tobytes() for x in jax.tree.leaves(state))).hexdigest(),
     }
-    for name in ("metrics.jsonl", "samples.jsonl", "timings.jsonl"):
-        content = (workdir / name).read_bytes()
-        found[name] = hashlib.sha256(content).hexdigest() if name != "timings.jsonl" else "whole"
-        steps = [json.loads(line)["step"] for line in content.decode().split("\n")[:-1]]
-        if not content.endswith(b"\n") or steps != sorted(steps):
-            found[name] = "torn or doubled lines"
+    for path in (workdir / name for name in LINES):
+        steps = [json.loads(line)["step"] for line in path.read_text(encoding="utf-8").split("\n")[:-1]]
+        found[path.name] = sha256_of(path) if path.name != "timings.jsonl" else "whole"
+        if steps != sorted(steps) or not path.read_bytes().endswith(b"\n"):
+            found[path.name] = "torn or doubled lines"
     return found
 
 
