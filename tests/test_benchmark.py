@@ -3,19 +3,24 @@
 import importlib.util
 import json
 import math
+import os
+import re
+import sys
+from dataclasses import replace
 from importlib import import_module
+from multiprocessing import active_children
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from experiments.measuring import benchmark
+from experiments.measuring import benchmark, data_benchmark
 from experiments.measuring.peers import OURS, TRAINERS, WRITERS
-from experiments.measuring.peers.turns import random_batch
+from experiments.measuring.peers.turns import in_a_process, peak_memory, random_batch
 from experiments.measuring.tables import print_table, spread
 from tinygpt_jax.config import Config, ModelConfig, OptimizerConfig, TrainingConfig
-from tinygpt_jax.errors import UsageError
+from tinygpt_jax.errors import UsageError, UserError
 from tinygpt_jax.model import GPT, abstract_params
 
 TINY = ModelConfig(vocab_size=512, context_length=16, n_layers=2, n_heads=2, d_model=32, d_ff=64)
@@ -50,9 +55,9 @@ def part(contestant, name):
 def test_trainers_do_the_same_work(contestant):
     """As many parameters, a first loss that is nearly that of guessing, and a loss that falls as fast."""
     trainer = part(contestant, "Trainer")(CONFIG)
-    assert trainer.n_parameters() == sum(math.prod(x.shape) for x in jax.tree.leaves(abstract_params(TINY)))
+    assert trainer.n_parameters == sum(math.prod(x.shape) for x in jax.tree.leaves(abstract_params(TINY)))
     batch = random_batch(CONFIG, seed=0)
-    losses = [trainer.train([batch]) for _ in range(12)]
+    losses = [float(trainer.update(*batch)) for _ in range(12)]
     assert losses[0] == pytest.approx(math.log(TINY.vocab_size), abs=0.1)
     assert losses[0] - losses[-1] == pytest.approx(0.49, abs=0.1)
 
@@ -60,7 +65,7 @@ def test_trainers_do_the_same_work(contestant):
 @pytest.mark.parametrize("contestant", contestants(WRITERS))
 def test_writers_write_what_their_model_finds_likeliest(contestant):
     """As many tokens as were asked for, the same again, and not the same whatever the prompt."""
-    writer = part(contestant, "Writer")(TINY)
+    writer = part(contestant, "Writer")(CONFIG)
     prompts = np.random.default_rng(0).integers(0, TINY.vocab_size, (contestant.most_rows, 4), np.int32)[:3]
     written = writer.write(prompts, 5)
     assert written.shape == (len(prompts), 5)
@@ -103,44 +108,102 @@ def test_the_tutorial_way_and_ours_are_one_model():
 
 
 @pytest.fixture
-def small_sizes(monkeypatch):
-    monkeypatch.setattr(benchmark, "SIZES", {"quickstart": TINY})
-    monkeypatch.setattr(benchmark, "WRITING", {"prompt": (4, 1, 4), "written": (4, 8, 8)})
+def measurement(tmp_path):
+    """Of 2 rows, so that no micro-batches are compiled for `memory`."""
+    arguments = benchmark.Arguments(repeats=2, batch_size=2, rows=(2,), peers=False)
+    return benchmark.Measurement(replace(TINY, context_length=128, n_layers=1), arguments, tmp_path)
 
 
-def test_json_has_every_measurement(small_sizes, capsys, monkeypatch):
-    two = ("plain", "gradient accumulation of 4")  # each is a process and a compilation
-    monkeypatch.setattr(benchmark, "SAVINGS", {name: benchmark.SAVINGS[name] for name in two})
-    flags = "--sizes quickstart --what training decoding memory input --rows 2 --repeats 2 --batch-size 4"
-    benchmark.main([*flags.split(), "--no-peers", "--json"])
-    report = json.loads(capsys.readouterr().out)
-    assert report["device"].startswith("CPU")
-    tables = report["sizes"]["quickstart"]
-    training = tables["training"][OURS.name]
-    middle, low, high = training["ms/update"]
+def test_training(measurement):
+    row = measurement.training()[OURS.name]
+    middle, low, high = row["ms/update"]
     assert low <= middle <= high
-    assert training["tokens/s"] == pytest.approx(4 * 16 / middle * 1000)
-    assert 0 < training["share of peak"] < 1 and training["peak GiB"] > 0.05
-    assert training["ours is faster by"] == [1, 1, 1]
-    assert list(tables["decoding"]) == [f"{task}, 2 side by side: tinygpt_jax" for task in benchmark.WRITING]
-    assert list(tables["input"]) == ["padded", "packed"]
-    memory = tables["memory"]
-    assert list(memory) == list(benchmark.SAVINGS)
-    assert memory["gradient accumulation of 4"]["at most, GiB"] < memory["plain"]["at most, GiB"]
-    assert all(row["state, GiB"] < row["at most, GiB"] for row in memory.values())
+    assert row["tokens/s"] == pytest.approx(2 * 128 / middle * 1000)
+    assert 0 < row["share of peak"] < 1 and row["peak GiB"] > 0.05
+    assert row["ours is faster by"] == (1, 1, 1)
 
 
-def test_startup_has_two_times(small_sizes, capsys):
+def test_decoding(measurement):
+    table = measurement.decoding()
+    assert list(table) == [f"{task}, 2 side by side: tinygpt_jax" for task in benchmark.WRITING]
+    assert all(row["tokens/s"][1] > 0 for row in table.values())
+
+
+def test_memory(measurement):
+    table = measurement.memory()
+    assert list(table) == ["plain", "remat"]
+    assert table["plain"]["state, GiB"] == table["remat"]["state, GiB"]
+    assert table["plain"]["at most, GiB"] > table["remat"]["at most, GiB"] > table["remat"]["state, GiB"]
+
+
+def test_startup(measurement):
     """That the second start finds what the first compiled is tested in test_devices.py; here nothing rests on time."""
-    benchmark.main("--sizes quickstart --what startup --no-peers --json".split())
-    times = json.loads(capsys.readouterr().out)["sizes"]["quickstart"]["startup"][OURS.name]
+    times = measurement.startup()[OURS.name]
     assert list(times) == ["cold, s", "warm, s"] and min(times.values()) > 0.1
 
 
-@pytest.mark.parametrize("flag", ["--repeats", "--batch-size", "--rows"])
-def test_nothing_to_measure_is_refused(flag):
-    with pytest.raises(UsageError, match=f"{flag[2:].replace('-', '_')} 0: must be at least 1"):
-        benchmark.main([flag, "0"])
+def test_json(capsys):
+    benchmark.main("--sizes quickstart --what input --repeats 1 --json".split())
+    report = json.loads(capsys.readouterr().out)
+    assert report["device"].startswith("CPU")
+    assert list(report["sizes"]["quickstart"]["input"]) == ["padded", "packed"]
+
+
+def test_a_contestant_that_fails_or_is_killed_is_told_in_a_line():
+    with (
+        in_a_process({}, "nobody", None, CONFIG) as ask,
+        pytest.raises(UserError, match=r"^nobody failed: Module\w+: No"),
+    ):
+        ask(peak_memory)
+    with in_a_process({"ONLY_THERE": "1"}, "turns", None, CONFIG) as ask:
+        assert "ONLY_THERE" not in os.environ
+        assert ask(peak_memory) > 0
+        for process in active_children():
+            process.kill()
+        with pytest.raises(UserError, match=r"^turns: something ended its process"):
+            ask(peak_memory)
+
+
+@pytest.mark.parametrize("flags", ["--repeats 0", "--batch-size 0", "--rows 1 0", "--sizes", "--what", "--rows"])
+def test_nothing_to_measure_is_refused(flags):
+    flag, *_, value = flags.split() + (["without a value"] if " " not in flags else [])
+    with pytest.raises(UsageError, match=f"^{flag} {value}: "):
+        benchmark.main(flags.split())
+
+
+STORIES = "<|endoftext|>".join(f"Lily has {number} red balls. " * 20 for number in range(200)).encode()
+
+
+@pytest.mark.parametrize(
+    ("content", "flags", "says"),
+    [
+        (None, "", "stories.txt: No such file or directory"),
+        (b"", "", "stories.txt: holds no story"),
+        (b"caf\xe9", "", "stories.txt is damaged: not UTF-8"),
+        ("a folder", "", "stories.txt is not a file"),
+        (STORIES, "--megabytes 0", "--megabytes 0: must be at least 1"),
+        (STORIES, "--rounds 0", "--rounds 0: must be at least 1"),
+        (STORIES, "--kills -1", "--kills -1: must be at least 1"),
+        (STORIES, "--part throughput", "--part throughput needs tokenizers: pip install tokenizers"),
+        (STORIES, "--part full-size", "--part full-size needs psutil: pip install psutil"),
+    ],
+)
+def test_bad_input_of_the_data_benchmark_is_told_in_a_line(tmp_path, monkeypatch, content, flags, says):
+    monkeypatch.setitem(sys.modules, "tokenizers", None)
+    monkeypatch.setitem(sys.modules, "psutil", None)
+    stories = tmp_path / "stories.txt"
+    if content == "a folder":
+        stories.mkdir()
+    elif content is not None:
+        stories.write_bytes(content)
+    with pytest.raises(UserError, match=re.escape(says)):
+        data_benchmark.main(["--part", "kills", "--stories", str(stories), *flags.split()])
+
+
+def test_a_killed_preparation_ends_with_the_same_bytes(tmp_path, capsys):
+    (tmp_path / "stories.txt").write_bytes(STORIES)
+    data_benchmark.main(["--stories", str(tmp_path / "stories.txt"), *"--part kills --megabytes 1 --kills 1".split()])
+    assert capsys.readouterr().out.endswith(": the same bytes\n")
 
 
 def test_a_table_shows_medians_with_their_range(capsys):

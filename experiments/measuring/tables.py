@@ -1,12 +1,27 @@
-"""Tables of measurements, as text."""
+"""Turns of contestants, and tables of what was measured."""
 
 import statistics
 import sys
-from collections.abc import Iterable
+import time
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 # What a measurement gives: for each row of a table, the value or (median, smallest, largest) of each column.
 Spread = tuple[float, float, float]
 Table = dict[str, dict[str, float | Spread]]
+
+
+def take_turns(turns: Mapping[str, Callable[[], float]], repeats: int, uncounted: int = 0) -> dict[str, list[float]]:
+    """Let each contestant measure itself once, then each again, and so on; what they found from turn `uncounted` on."""
+    found = [{name: turn() for name, turn in turns.items()} for _ in range(uncounted + repeats)]
+    return {name: [each[name] for each in found[uncounted:]] for name in turns}
+
+
+def timed(work: Callable[..., Any], *arguments: Any) -> float:
+    """Seconds that it takes."""
+    start = time.perf_counter()
+    work(*arguments)
+    return time.perf_counter() - start
 
 
 def spread(values: Iterable[float]) -> Spread:

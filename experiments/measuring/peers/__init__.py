@@ -3,8 +3,8 @@
 Each file has one or both of these classes. They live in processes of their own (`turns.py`), so that memory, start
 and threads are measured one by one.
 
-    Trainer(config).train(batches)          one update for each (inputs, targets); returns the last loss, so it is done
-    Writer(model).write(prompts, length)    continues int32 `[rows, prompt]` greedily; returns int32 `[rows, length]`
+    Trainer(config).update(inputs, targets)  of int32 `[batch, context]`; returns the loss, which float() waits for
+    Writer(config).write(prompts, length)    continues int32 `[rows, prompt]` greedily; returns int32 `[rows, length]`
 """
 
 from dataclasses import dataclass, field

@@ -1,14 +1,14 @@
 """The same model from Flax's own layers, with Optax, as a tutorial would write it."""
 
-from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from flax.training.train_state import TrainState
 
 from tinygpt_jax.config import Config, ModelConfig
 from tinygpt_jax.devices import resolve_dtype
@@ -44,60 +44,53 @@ class Trainer:
     """A jitted step with a donated state."""
 
     def __init__(self, config: Config) -> None:
-        self.model = Transformer(config.model, resolve_dtype(config.training.compute_dtype))
+        model, params = _initial(config, config.training.compute_dtype)
         optimizer = make_optimizer(config.optimizer, total_steps=1000)
-        self.params = _initial_params(self.model)
-        self._opt_state = jax.jit(optimizer.init)(self.params)
+        self._state = jax.jit(partial(TrainState.create, apply_fn=model.apply, tx=optimizer))(params=params)
         self._key = jax.random.key(config.training.seed)
+        self.n_parameters = sum(x.size for x in jax.tree.leaves(params))
 
-        def update(params, opt_state, key, inputs, targets):
-            def loss_of(params):
-                logits = self.model.apply({"params": params}, inputs, train=True, rngs={"dropout": key})
-                losses = optax.softmax_cross_entropy_with_integer_labels(logits.astype(jnp.float32), targets)
-                return jnp.mean(losses)
+    def update(self, inputs: np.ndarray, targets: np.ndarray) -> jax.Array:
+        self._key, key = jax.random.split(self._key)
+        self._state, loss = _update(self._state, key, inputs, targets)
+        return loss
 
-            loss, gradients = jax.value_and_grad(loss_of)(params)
-            updates, opt_state = optimizer.update(gradients, opt_state, params)
-            return optax.apply_updates(params, updates), opt_state, loss
 
-        self._update = jax.jit(update, donate_argnums=(0, 1))
+@partial(jax.jit, donate_argnums=0)
+def _update(state: TrainState, key: jax.Array, inputs: jax.Array, targets: jax.Array) -> tuple[TrainState, jax.Array]:
+    def loss_of(params):
+        logits = state.apply_fn({"params": params}, inputs, train=True, rngs={"dropout": key})
+        losses = optax.softmax_cross_entropy_with_integer_labels(logits.astype(jnp.float32), targets)
+        return jnp.mean(losses)
 
-    def train(self, batches: Sequence[tuple[np.ndarray, np.ndarray]]) -> float:
-        """See the package."""
-        loss = jnp.nan
-        for inputs, targets in batches:
-            self._key, key = jax.random.split(self._key)
-            self.params, self._opt_state, loss = self._update(self.params, self._opt_state, key, inputs, targets)
-        return float(loss)
-
-    def n_parameters(self) -> int:
-        """How many numbers are learned."""
-        return sum(x.size for x in jax.tree.leaves(self.params))
+    loss, gradients = jax.value_and_grad(loss_of)(state.params)
+    return state.apply_gradients(grads=gradients), loss
 
 
 class Writer:
     """Decoding as JAX tutorials do it: no cache, the whole padded window is read again for each token."""
 
-    def __init__(self, model: ModelConfig) -> None:
-        self.model = Transformer(model, resolve_dtype("auto"))
-        self.params = _initial_params(self.model)
+    def __init__(self, config: Config) -> None:
+        model, self.params = _initial(config, "auto")
+        self._length = config.model.context_length
 
         @jax.jit
         def next_tokens(params, window, length):
-            return jnp.argmax(self.model.apply({"params": params}, window, train=False)[:, length - 1], axis=-1)
+            return jnp.argmax(model.apply({"params": params}, window, train=False)[:, length - 1], axis=-1)
 
         self._next_tokens = next_tokens
 
     def write(self, prompts: np.ndarray, length: int) -> np.ndarray:
-        """See the package."""
         read = prompts.shape[1]
-        window = np.zeros((len(prompts), self.model.config.context_length), np.int32)
+        window = np.zeros((len(prompts), self._length), np.int32)
         window[:, :read] = prompts
         for place in range(read, read + length):
             window[:, place] = self._next_tokens(self.params, window, place)
         return window[:, read : read + length]
 
 
-def _initial_params(model):
-    init = jax.jit(partial(model.init, train=False))
-    return init(jax.random.key(0), jnp.zeros((1, model.config.context_length), jnp.int32))["params"]
+def _initial(config: Config, dtype: Literal["auto", "float32", "bfloat16"]) -> tuple[Transformer, Any]:
+    """The model and its parameters."""
+    model = Transformer(config.model, resolve_dtype(dtype))
+    tokens = jnp.zeros((1, config.model.context_length), jnp.int32)
+    return model, jax.jit(partial(model.init, train=False))(jax.random.key(0), tokens)["params"]

@@ -4,15 +4,16 @@ import numpy as np
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel, logging
 
-from tinygpt_jax.config import ModelConfig
+from tinygpt_jax.config import Config
 
 
 class Writer:
     """float32 on a CPU, bfloat16 on a GPU."""
 
-    def __init__(self, model: ModelConfig) -> None:
+    def __init__(self, config: Config) -> None:
         logging.set_verbosity_error()
-        config = GPT2Config(
+        model = config.model
+        gpt2 = GPT2Config(
             vocab_size=model.vocab_size,
             n_positions=model.context_length,
             n_embd=model.d_model,
@@ -24,10 +25,9 @@ class Writer:
         )
         self._device = "cuda" if torch.cuda.is_available() else "cpu"
         dtype = torch.bfloat16 if self._device == "cuda" else torch.float32
-        self.model = GPT2LMHeadModel(config).to(self._device, dtype).eval()
+        self.model = GPT2LMHeadModel(gpt2).to(self._device, dtype).eval()
 
     def write(self, prompts: np.ndarray, length: int) -> np.ndarray:
-        """See the package."""
         inputs = torch.from_numpy(prompts).long().to(self._device)
         with torch.inference_mode():
             tokens = self.model.generate(

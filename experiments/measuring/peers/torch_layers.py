@@ -1,7 +1,5 @@
 """The same model from PyTorch's own layers, trained as its documentation has it."""
 
-from collections.abc import Sequence
-
 import numpy as np
 import torch
 from torch import nn
@@ -50,24 +48,18 @@ class Trainer:
         betas = (o.beta1, o.beta2)
         self._optimizer = torch.optim.AdamW(groups, o.learning_rate, betas, o.epsilon, fused=True)
         self._clip_norm = o.clip_norm
+        self.n_parameters = sum(p.numel() for p in self.model.parameters())
 
-    def train(self, batches: Sequence[tuple[np.ndarray, np.ndarray]]) -> float:
-        """See the package."""
-        loss = torch.tensor(torch.nan)
-        for batch in batches:
-            inputs, targets = (torch.from_numpy(x).long().to(self._device, non_blocking=True) for x in batch)
-            with torch.autocast(self._device, torch.bfloat16, enabled=self._device == "cuda"):
-                logits = self._forward(inputs)
-                loss = nn.functional.cross_entropy(logits.flatten(0, 1), targets.flatten())
-            self._optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            nn.utils.clip_grad_norm_(self.model.parameters(), self._clip_norm)
-            self._optimizer.step()
-        return loss.item()
-
-    def n_parameters(self) -> int:
-        """How many numbers are learned."""
-        return sum(p.numel() for p in self.model.parameters())
+    def update(self, inputs: np.ndarray, targets: np.ndarray) -> torch.Tensor:
+        tokens, words = (torch.from_numpy(x).long().to(self._device, non_blocking=True) for x in (inputs, targets))
+        with torch.autocast(self._device, torch.bfloat16, enabled=self._device == "cuda"):
+            logits = self._forward(tokens)
+            loss = nn.functional.cross_entropy(logits.flatten(0, 1), words.flatten())
+        self._optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.model.parameters(), self._clip_norm)
+        self._optimizer.step()
+        return loss.detach()
 
 
 def _sinusoids(length: int, d_model: int) -> torch.Tensor:

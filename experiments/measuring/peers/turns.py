@@ -1,162 +1,112 @@
 """Contestants in processes of their own, and what is timed there."""
 
 import os
+import signal
 import sys
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from importlib import import_module
-from multiprocessing import get_context
-from multiprocessing.connection import Connection
-from typing import Any
+from multiprocessing import get_context, parent_process
+from typing import Any, Literal
 
 import numpy as np
 
-from tinygpt_jax.config import Config, ModelConfig
-from tinygpt_jax.errors import UserError
+from tinygpt_jax.config import Config
+from tinygpt_jax.errors import UserError, first_line
 
 TURN_SECONDS = 1.0  # a turn of training lasts about this long
 
+Kind = Literal["Trainer", "Writer"]
+Ask = Callable[..., Any]  # a function of a contestant and more arguments, and these: what it returns over there
+Batch = tuple[np.ndarray, np.ndarray]  # inputs and targets, int32 `[batch, context]`
 
-class Turns:
-    """One of the classes below in a new process; use it in a `with`.
+
+@contextmanager
+def in_a_process(
+    environment: dict[str, str], file: str, kind: Kind | None, config: Config, **options: Any
+) -> Iterator[Ask]:
+    """Ask a contestant, or (kind None) the file of one, in a process of its own.
+
+    The process begins at once, with importing the contestant's libraries under `environment`.
 
     Raises:
-        UserError: from `ask`, when the other side fails.
+        UserError: from asking, when the other side fails.
     """
-
-    def __init__(self, kind: type, contestant: str, *arguments: Any, environment: dict[str, str]) -> None:
-        """Return at once; the process begins with importing the contestant's libraries under `environment`."""
-        context = get_context("spawn")
-        self._contestant = contestant
-        self._connection, other_end = context.Pipe()
-        job = (other_end, kind, (contestant, *arguments))
-        self._process = context.Process(target=_serve, args=job, daemon=True)
-        with _environment(environment):
-            self._process.start()
-        other_end.close()
-
-    def ask(self, method: str, *arguments: Any) -> Any:
-        """Call a method over there."""
+    with ProcessPoolExecutor(1, get_context("spawn"), _settle) as pool:
+        before = dict(os.environ)
+        os.environ.update(environment)  # some of it is read before a process's first line of Python
         try:
-            self._connection.send((method, arguments))
-            done, result = self._connection.recv()
-        except (EOFError, OSError):
-            self._process.join()
-            code = self._process.exitcode
-            raise UserError(f"{self._contestant} ended with exit code {code} (-9: killed, out of memory?)") from None
-        if not done:
-            raise UserError(f"{self._contestant} failed: {result}")
-        return result
+            begun = pool.submit(_begin, file, kind, config, options)
+        finally:
+            os.environ.clear()
+            os.environ.update(before)
 
-    def __enter__(self) -> "Turns":
-        return self
+        def ask(question: Callable[..., Any], *arguments: Any) -> Any:
+            try:
+                begun.result()
+                return pool.submit(_answer, question, arguments).result()
+            except BrokenProcessPool:
+                raise UserError(f"{file}: something ended its process; out of memory?") from None
+            except Exception as error:
+                raise UserError(f"{file} failed: {type(error).__name__}: {first_line(error)}") from None
 
-    def __exit__(self, *_: object) -> None:
-        self._connection.close()
-        self._process.join()
+        yield ask
 
 
-class TrainingTurns:
-    """A trainer and batches for it."""
+def updates(ask: Ask, config: Config) -> Callable[[], float]:
+    """A trainer's turns, each of which gives the seconds of an update.
 
-    def __init__(self, contestant: str, config: Config, options: dict[str, Any]) -> None:
-        self._trainer = import_module(f"experiments.measuring.peers.{contestant}").Trainer(config, **options)
-        self._batches = [random_batch(config, seed) for seed in range(8)]
-        self._updates = 0  # in a turn
+    The first is the first update, which compiles; the second sets how long the others are. These begin with an update
+    that is not timed, since a virtual machine may have given the memory that a process does not hold between updates
+    to its host while others had their turn: getting it back takes a second.
+    """
+    batches, count = [random_batch(config, seed) for seed in range(8)], 0
 
-    def seconds_per_update(self) -> float:
-        """Take a turn. The first is the first update, which compiles; the second sets how long the others are.
-
-        The others begin with an update that is not timed, since a virtual machine may have given the memory that this
-        process does not hold between updates to its host while others had their turn: getting it back takes a second.
-        """
-        if self._updates:
-            self._trainer.train(self._batches[:1])
-        self._updates = self._updates or 1
-        batches = [self._batches[i % len(self._batches)] for i in range(self._updates)]
-        start = time.perf_counter()
-        self._trainer.train(batches)
-        seconds = (time.perf_counter() - start) / self._updates
-        self._updates = max(1, round(TURN_SECONDS / seconds))
+    def turn() -> float:
+        nonlocal count
+        if count:
+            ask(train, batches[:1])
+        count = count or 1
+        seconds = ask(train, [batches[i % len(batches)] for i in range(count)]) / count
+        count = max(1, round(TURN_SECONDS / seconds))
         return seconds
 
-    def trainer(self, method: str) -> Any:
-        """Ask the trainer itself."""
-        return getattr(self._trainer, method)()
-
-    def peak_memory(self) -> int:
-        """Bytes: of the device's memory where it has its own, else of this process."""
-        return _peak_memory()
+    return turn
 
 
-class WritingTurns:
-    """A writer and prompts for it."""
-
-    def __init__(self, contestant: str, model: ModelConfig) -> None:
-        self._writer = import_module(f"experiments.measuring.peers.{contestant}").Writer(model)
-        self._vocab_size = model.vocab_size
-
-    def seconds(self, rows: int, prompt_length: int, length: int) -> float:
-        """Take a turn: `length` tokens after each of `rows` random prompts."""
-        prompts = np.random.default_rng(0).integers(0, self._vocab_size, (rows, prompt_length), np.int32)
-        start = time.perf_counter()
-        written = self._writer.write(prompts, length)
-        seconds = time.perf_counter() - start
-        assert written.shape == (rows, length)
-        return seconds
-
-
-class MemoryTurns:
-    """What an update of a trainer needs, without running one."""
-
-    def __init__(self, contestant: str) -> None:
-        self._analyse = import_module(f"experiments.measuring.peers.{contestant}").bytes_of_update
-
-    def bytes_of_update(self, config: Config) -> tuple[int, int]:
-        """Bytes that stay from update to update, and bytes that an update needs beside them."""
-        return self._analyse(config)
-
-
-def random_batch(config: Config, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Inputs and targets, int32 `[batch, context]`. Token r has probability in proportion to 1 / (r + 1), as words do:
-    an embedding's gradient takes longer where tokens repeat."""
+def random_batch(config: Config, seed: int) -> Batch:
+    """Token r has probability in proportion to 1 / (r + 1), as words do: an embedding's gradient takes longer where
+    tokens repeat."""
     weights = 1 / np.arange(1, config.model.vocab_size + 1)
     shape = (config.training.batch_size, config.model.context_length + 1)
     rows = np.random.default_rng(seed).choice(len(weights), shape, p=weights / weights.sum()).astype(np.int32)
     return np.ascontiguousarray(rows[:, :-1]), np.ascontiguousarray(rows[:, 1:])
 
 
-@contextmanager
-def _environment(variables: dict[str, str]) -> Iterator[None]:
-    """What a process that starts here inherits: some of it is read before its first line of Python."""
-    before = dict(os.environ)
-    os.environ.update(variables)
-    try:
-        yield
-    finally:
-        os.environ.clear()
-        os.environ.update(before)
+def train(trainer: Any, batches: Sequence[Batch]) -> float:
+    """Seconds of an update with each batch."""
+    start, loss = time.perf_counter(), 0.0
+    for inputs, targets in batches:
+        loss = trainer.update(inputs, targets)
+    float(loss)  # which is there when all is done
+    return time.perf_counter() - start
 
 
-def _serve(connection: Connection, kind: type, arguments: tuple) -> None:
-    """Answer until the other end is closed."""
-    sys.stdout = sys.stderr  # standard output is for the table
-    turns = None
-    while True:
-        try:
-            method, its_arguments = connection.recv()
-        except EOFError:
-            return
-        try:
-            turns = turns or kind(*arguments)
-            result = (True, getattr(turns, method)(*its_arguments))
-        except Exception as error:  # goes on as a UserError over there
-            result = (False, f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}")
-        connection.send(result)
+def write(writer: Any, prompts: np.ndarray, length: int) -> float:
+    """Seconds of writing `length` tokens after each prompt."""
+    start = time.perf_counter()
+    written = writer.write(prompts, length)
+    seconds = time.perf_counter() - start
+    assert written.shape == (len(prompts), length)
+    return seconds
 
 
-def _peak_memory() -> int:
+def peak_memory(_: Any) -> int:
+    """Bytes: of the device's memory where it has its own, else of this process."""
     import resource
 
     if "torch" in sys.modules:
@@ -171,3 +121,23 @@ def _peak_memory() -> int:
             return statistics["peak_bytes_in_use"]
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def _settle() -> None:
+    """What the process does first: it leaves standard output to the tables, and ends at Ctrl-C and with its parent."""
+    sys.stdout, parent = sys.stderr, parent_process()
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    threading.Thread(target=lambda: (parent.join(), os._exit(1)), daemon=True).start()
+
+
+_contestant: Any = None  # over there
+
+
+def _begin(file: str, kind: str | None, config: Config, options: dict[str, Any]) -> None:
+    global _contestant
+    module = import_module(f"experiments.measuring.peers.{file}")
+    _contestant = getattr(module, kind)(config, **options) if kind else module
+
+
+def _answer(question: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
+    return question(_contestant, *arguments)
