@@ -78,7 +78,8 @@ def kills(folder: Path, chance: random.Random, count: int, flags: Sequence[str])
                 hits, done = hits + 1, done + 1
                 tally[how] += 1
                 tally[f"killed at {aim if aim == 'start' else place(workdir)}"] += code == -signal.SIGKILL
-                print(f"{how} at {aim}: exit code {code}; it held {held}", flush=True)
+                said = [line for line in errors.splitlines() if line.startswith("error: ")]
+                print(f"{how} at {aim}: exit code {code}", *said, f"it held {held}", sep="; ", flush=True)
         compare(f"run {runs}", outcome(workdir), expected)
         print(f"run {runs}: hit {hits} times, and its end is the same to the byte", flush=True)
         shutil.rmtree(workdir)
