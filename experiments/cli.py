@@ -6,18 +6,15 @@ import os
 import re
 import sys
 from collections.abc import Callable, Sequence
-from itertools import dropwhile, pairwise
+from itertools import pairwise
 from typing import Any, TypeVar
 
 import tyro
 
-from tinygpt_jax.devices import restart_with_huge_pages
 from tinygpt_jax.errors import UsageError, UserError
+from tinygpt_jax.terminal import harmless
 
 Arguments = TypeVar("Arguments")
-
-# Short names of configuration fields.
-_ALIASES = {"--data": "--source"}
 
 
 def parse(
@@ -34,14 +31,19 @@ def parse(
     Raises:
         UsageError: a flag is unknown or its value cannot be read.
     """
-    argv = [_long_name(word) for word in (sys.argv[1:] if argv is None else argv)]
-    if "--workdir=" in argv or ("--workdir", "") in pairwise(argv):  # an unset variable, and no wish to train here
-        raise UsageError("--workdir is empty: give a folder")
-    given = {} if default is None else {"default": default}
+    # The short name of a field of the configuration.
+    argv = [re.sub(r"^--data(?==|$)", "--source", word) for word in (sys.argv[1:] if argv is None else argv)]
+    for name in ("--workdir", "--model", "--to"):  # an unset variable of a shell, and not the wish for this folder
+        if f"{name}=" in argv or (name, "") in pairwise(argv):
+            raise UsageError(f"{name} is empty: give a folder")
+    spec = sys.modules["__main__"].__spec__
+    typed = spec and f"python -m {spec.name}"  # before the flags
+    options: dict[str, Any] = {"args": argv, "prog": typed, "config": (tyro.conf.OmitArgPrefixes,)}
+    if default is not None:
+        options["default"] = default
     errors = io.StringIO()
     try:
         with contextlib.redirect_stderr(errors):
-            options = {"args": argv, "prog": _program(), "config": (tyro.conf.OmitArgPrefixes,), **given}
             if others:
                 return tyro.cli(cls, return_unknown_args=True, add_help=False, **options)[0]
             return tyro.cli(cls, **options)
@@ -53,51 +55,33 @@ def parse(
 
 def run(main: Callable[[], None]) -> None:
     """Call `main` and end the process: 0, or 2 on a usage error and 1 on any other failure, said in one line."""
-    if main.__module__ == "__main__":  # not where another program, a test for example, calls a command
-        restart_with_huge_pages()
+    for name, mode in {"stdin": "r", "stdout": "w", "stderr": "w"}.items():
+        if getattr(sys, name) is None:  # closed by who started us: no file of a run may get its number
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115
     # A terminal that cannot show a story's characters, or a folder's name, is no reason to stop.
-    if sys.stdout is not None:  # closed by who started us
-        sys.stdout.reconfigure(errors="replace")  # pyright: ignore[reportAttributeAccessIssue]
+    sys.stdout.reconfigure(errors="replace")  # pyright: ignore[reportAttributeAccessIssue]
     try:
         main()
+        sys.stdout.flush()  # so that a full disk behind it is seen
     except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(harmless(f"error: {error}"), file=sys.stderr)
         sys.exit(2 if isinstance(error, UsageError) else 1)
-    except BrokenPipeError:  # the reader of our output, `head` for example, has seen enough
-        sys.stderr.close()
-        sys.exit(1)
     except OSError as error:
-        print(f"error: {error.filename or 'the system says'}: {error.strerror or error}", file=sys.stderr)
+        if not isinstance(error, BrokenPipeError):  # the reader of our output, `head` for example, has seen enough
+            said = f"error: {error.filename or 'the system says'}: {error.strerror or error}"
+            print(harmless(said), file=sys.stderr)
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115, or Python would try to write the rest again, and complain
         sys.exit(1)
     except KeyboardInterrupt:
         # At once: threads of a library that was saving would go on, and complain at length that Python has ended.
-        with contextlib.suppress(OSError, AttributeError):  # closed, or never open
-            sys.stdout.flush()  # pyright: ignore[reportOptionalMemberAccess]
+        with contextlib.suppress(OSError):
+            sys.stdout.flush()
         os._exit(130)
 
 
-def _program() -> str | None:
-    """What the user typed before the flags."""
-    spec = sys.modules["__main__"].__spec__
-    return f"python -m {spec.name}" if spec else None
-
-
-def _long_name(word: str) -> str:
-    name, equals, value = word.partition("=")
-    return _ALIASES.get(name, name) + equals + value
-
-
 def _one_line(box: str) -> str:
-    """The sentences that tyro prints in a box, up to the rule before its advice, and the flag it suggests."""
-    lines = [line.strip("│|╭╮╰╯+ ") for line in box.splitlines()[1:]]  # without the title
-    lines = list(dropwhile(_is_rule, lines))  # in ASCII, a rule follows the title
-    rule = next((i for i, line in enumerate(lines) if _is_rule(line)), len(lines))
-    message = " ".join(lines[:rule])
-    suggestions = [line.split(" ")[0] for line in lines[rule:] if re.match("--[a-z]", line)]
-    if "Perhaps you meant:" in lines and suggestions:
-        message += f"; perhaps {suggestions[0]}?"
-    return f"{message} (--help lists the flags)"
-
-
-def _is_rule(line: str) -> bool:
-    return set(line) <= set("─-")
+    """What the box that tyro prints says up to its first rule, and the flag that it suggests below."""
+    text = "\n".join(line.strip("│╭╮╰╯ ") for line in box.splitlines()[1:])  # without the title
+    message, *advice = re.split(r"\n[─-]+(?:\n|$)", text.lstrip("-\n"))  # in ASCII, a rule follows the title
+    suggested = re.match(r"Perhaps you meant:\n(--\S+)", "\n".join(advice))
+    return " ".join(message.split()) + (f"; perhaps {suggested[1]}?" if suggested else "") + " (--help lists the flags)"

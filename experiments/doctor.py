@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if arguments.json:
         print(json.dumps({"problems": problems, "findings": [dataclasses.asdict(finding) for finding in findings]}))
     else:
-        print(f"{problems} problems" if problems else "everything is in order")
+        print(f"{problems} problem{'s' * (problems > 1)}" if problems else "everything is in order")
     if problems:
         sys.exit(1)
 

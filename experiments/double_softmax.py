@@ -13,10 +13,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from experiments import cli
 from tinygpt_jax.config import DataConfig, ModelConfig, OptimizerConfig
 from tinygpt_jax.devices import use_device
+from tinygpt_jax.errors import UserError, require
+from tinygpt_jax.terminal import progress
+
+TWICE = "softmax applied twice"
 
 
 @dataclass(frozen=True)
@@ -31,27 +36,26 @@ class Arguments:
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Parse the flags, train twice, draw."""
+    """Parse the flags, train twice, print, draw."""
     arguments = cli.parse(Arguments, argv)
+    require(0 < arguments.seconds < math.inf, "seconds", arguments.seconds, "must be above 0, and finite")
     use_device()
-    curves = {
-        name: train(arguments.source, double, arguments.seconds, arguments.learning_rate)
-        for name, double in (("cross-entropy", False), ("softmax applied twice", True))
-    }
 
     from tinygpt_jax.report.plots import comparison_curves
 
+    curves = {name: train(arguments, name) for name in ("cross-entropy", TWICE)}
     vocab_size = ModelConfig().vocab_size
-    comparison_curves(curves, floor=floor(vocab_size), uniform=vocab_size, path=arguments.output)
     if arguments.json:
         print(json.dumps(curves))
-        return
-    for name, curve in curves.items():
-        print(
-            f"{name}: perplexity {curve[0][1]:,.0f} at step {curve[0][0]}, {curve[-1][1]:,.0f} at step {curve[-1][0]}"
-        )
-    print(f"the lowest perplexity that softmax applied twice can report: {floor(vocab_size):,.0f}")
-    print(f"picture: {arguments.output}")
+    else:
+        for name, curve in curves.items():
+            (first, at_first), (last, at_last) = curve[0], curve[-1]
+            print(f"{name}: perplexity {at_first:,.0f} at step {first}, {at_last:,.0f} at step {last}")
+        print(f"the lowest perplexity that {TWICE} can report: {floor(vocab_size):,.0f}", flush=True)
+    # Last, because it can fail, and nobody should train again for the figures.
+    comparison_curves(curves, floor=floor(vocab_size), uniform=vocab_size, path=arguments.output)
+    if not arguments.json:
+        print(f"picture: {arguments.output}")
 
 
 def floor(vocab_size: int) -> float:
@@ -59,7 +63,7 @@ def floor(vocab_size: int) -> float:
     return (vocab_size - 1 + math.e) / math.e
 
 
-def train(source: str, double: bool, seconds: float, learning_rate: float) -> list[tuple[int, float]]:
+def train(arguments: Arguments, name: str) -> list[tuple[int, float]]:
     """(step, reported perplexity) of a small model trained for a time; each point is the mean of ten updates."""
     import jax
     import jax.numpy as jnp
@@ -67,49 +71,45 @@ def train(source: str, double: bool, seconds: float, learning_rate: float) -> li
 
     from tinygpt_jax.data.batches import TrainingBatches
     from tinygpt_jax.data.corpus import prepare
+    from tinygpt_jax.functional import cross_entropy
     from tinygpt_jax.model import GPT
     from tinygpt_jax.training.optimizer import make_optimizer
 
-    corpus = prepare(DataConfig(source=source, vocabulary="gpt2", builtin_stories=5000))
+    corpus = prepare(DataConfig(source=arguments.source, vocabulary="gpt2", builtin_stories=5000))
     model = GPT(ModelConfig(context_length=64, n_layers=2, n_heads=4, d_model=64, d_ff=256, dropout=0.0))
     batches = TrainingBatches(
         corpus.train, "padded", context_length=64, batch_size=16, seed=0, end_of_text=corpus.tokenizer.end_of_text
     )
-    optimizer = make_optimizer(OptimizerConfig(learning_rate=learning_rate), total_steps=1)
+    optimizer = make_optimizer(OptimizerConfig(learning_rate=arguments.learning_rate), total_steps=1)
     params = model.init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
+
+    def reported_loss(params, batch):
+        logits: Any = model.apply({"params": params}, batch.inputs)
+        if name == TWICE:
+            logits = jax.nn.softmax(logits)  # the mistake: `cross_entropy` takes them for logits
+        return cross_entropy(logits, batch.targets, batch.mask)
 
     @partial(jax.jit, donate_argnums=(0, 1))
     def update(params, opt_state, batch):
-        loss, gradients = jax.value_and_grad(
-            lambda p: reported_loss(model.apply({"params": p}, batch.inputs), batch, double)
-        )(params)
+        loss, gradients = jax.value_and_grad(reported_loss)(params, batch)
         updates, opt_state = optimizer.update(gradients, opt_state, params)
         return optax.apply_updates(params, updates), opt_state, loss
 
     opt_state = optimizer.init(params)
     curve, losses, started = [], [], None
-    for step, batch in enumerate(batches.iterate(0), 1):
+    for step, batch in enumerate(progress(batches.iterate(0), name), 1):
         params, opt_state, loss = update(params, opt_state, batch)
         losses.append(loss)
         started = started or time.monotonic()  # the clock runs from the first update on: compiling is no training
         if step == 1 or step % 10 == 0:
-            curve.append((step, math.exp(sum(map(float, losses)) / len(losses))))
+            mean = sum(map(float, losses)) / len(losses)
+            if not mean < 100:
+                raise UserError(f"the loss was {mean} before step {step}; try a lower --learning-rate")
+            curve.append((step, math.exp(mean)))
             losses.clear()
-            if time.monotonic() - started > seconds:
+            if time.monotonic() - started > arguments.seconds:
                 return curve
     raise AssertionError("batches never end")
-
-
-def reported_loss(logits, batch, double: bool):
-    """Mean cross-entropy over the batch's targets, of the logits or, by mistake, of their softmax."""
-    import jax.numpy as jnp
-
-    from tinygpt_jax.functional import cross_entropy
-
-    if double:
-        exponents = jnp.exp(logits - jnp.max(logits, axis=-1, keepdims=True))
-        logits = exponents / jnp.sum(exponents, axis=-1, keepdims=True)
-    return cross_entropy(logits, batch.targets, batch.mask)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,13 @@ if TYPE_CHECKING:
     from tinygpt_jax.training.checkpoint import Run
 
 TOKENS_PER_BATCH = 4096
+ROWS = {
+    "whole_stories": "every token, with as much of its own story before it as fits into the context",
+    "padded_rows": "stories as training with this layout sees them: cut at the context length",
+    "packed_rows": "stories as training with this layout sees them: end to end, cut into rows",
+    "unigram": "the best possible without looking at the context: each token as likely as it is frequent here",
+    "exact_entropy": "the best possible at all: the probabilities with which the storyteller wrote these stories",
+}
 
 
 @dataclass(frozen=True)
@@ -42,7 +49,6 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     run = open_run(arguments.workdir, arguments.checkpoint)
     split = _open_split(run, arguments)
-    results = _measure(run, split, with_training_rows=arguments.source is None)
     about = {
         "workdir": str(arguments.workdir),
         "step": run.step,
@@ -50,19 +56,21 @@ def main(argv: Sequence[str] | None = None) -> None:
         "split": arguments.split,
         "stories": split.n_stories,
     }
+    if not arguments.json:
+        print(", ".join(f"{name} {value}" for name, value in about.items()), flush=True)
+    results = _measure(run, split, with_training_rows=arguments.source is None)
     if arguments.json:
         print(json.dumps(about | {name: _figures(result) for name, result in results.items()}))
     else:
-        print(", ".join(f"{name} {value}" for name, value in about.items()))
         print(_table(results))
 
 
 def _open_split(run: "Run", arguments: Arguments) -> "Split":
-    from tinygpt_jax.data.corpus import prepare, prepare_for_evaluation
+    from tinygpt_jax.data.corpus import prepare
 
     if arguments.source is not None:
         data = dataclasses.replace(run.config.data, source=arguments.source)
-        return prepare_for_evaluation(data, run.tokenizer).validation
+        return prepare(data, tokenizer=run.tokenizer).validation
     corpus = prepare(run.config.data)
     source = run.config.data.source
     if corpus.tokenizer.fingerprint != run.tokenizer.fingerprint:
@@ -73,23 +81,22 @@ def _open_split(run: "Run", arguments: Arguments) -> "Split":
 
 
 def _measure(run: "Run", split: "Split", with_training_rows: bool) -> dict[str, "Evaluation"]:
-    from tqdm import tqdm
-
     from tinygpt_jax.data.batches import evaluation_batches
     from tinygpt_jax.evaluation import Evaluation, evaluate, token_bytes, unigram, whole_stories
+    from tinygpt_jax.terminal import progress
 
     lengths = token_bytes(run.tokenizer)
     context_length, end_of_text = run.config.model.context_length, run.tokenizer.end_of_text
     shape = (context_length, max(1, TOKENS_PER_BATCH // context_length), end_of_text)
 
     def measured(batches) -> Evaluation:
-        return evaluate(run.model, run.params, tqdm(batches, "evaluating", leave=False, disable=None), lengths)
+        return evaluate(run.model, run.params, progress(batches, "evaluating"), lengths)
 
     results = {"whole_stories": measured(whole_stories(split, *shape))}
     if with_training_rows:
         layout = run.config.data.layout
         results[f"{layout}_rows"] = measured(evaluation_batches(split, layout, *shape))
-    results["unigram"] = unigram(split, lengths)
+    results["unigram"] = unigram(split.tokens, lengths)
     if split.entropy is not None:
         tokens = results["unigram"].tokens
         results["exact_entropy"] = Evaluation(split.entropy / tokens, None, tokens, split.n_bytes)
@@ -102,6 +109,7 @@ def _figures(result: "Evaluation") -> dict[str, Any]:
 
 
 def _table(results: dict[str, "Evaluation"]) -> str:
+    """The figures of each kind of rows, and below what each kind is."""
     lines = [
         f"{'':<16}{'nats/token':>12}{'perplexity':>12}{'bits/byte':>12}{'accuracy':>12}{'tokens':>14}{'bytes':>14}"
     ]
@@ -111,6 +119,7 @@ def _table(results: dict[str, "Evaluation"]) -> str:
             f"{name.replace('_', ' '):<16}{result.loss:>12.4f}{result.perplexity:>12,.3f}{result.bits_per_byte:>12.4f}"
             f"{accuracy:>12}{result.tokens:>14,}{result.n_bytes:>14,}"
         )
+    lines += [f"{name.replace('_', ' '):<16}{ROWS[name]}" for name in results]
     return "\n".join(lines)
 
 

@@ -53,7 +53,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             print(harmless(piece), end="", flush=True)
         print()
         return
-    samples = generate(*model, [prompt], arguments.sampling, num_samples=arguments.num_samples, **options)
+    options["num_samples"] = arguments.num_samples
+    samples = generate(*model, [prompt], arguments.sampling, show_progress=True, **options)
     if arguments.json:
         stories = [{"text": sample.text, "finished": sample.finished} for sample in samples]
         settings = {**dataclasses.asdict(arguments.sampling), "max_new_tokens": arguments.max_new_tokens}

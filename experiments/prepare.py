@@ -1,7 +1,6 @@
 """Tokenise stories in advance and look at them: python -m experiments.prepare --data SOURCE"""
 
 import itertools
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +11,7 @@ from experiments import cli, presets
 from tinygpt_jax.config import Config, DataConfig
 from tinygpt_jax.data.batches import Batch, Rows
 from tinygpt_jax.data.corpus import Corpus, prepare
+from tinygpt_jax.data.words import frequent_words
 from tinygpt_jax.errors import UsageError
 from tinygpt_jax.terminal import harmless
 
@@ -87,7 +87,7 @@ def _about(corpus: Corpus) -> dict[str, str]:
         "duplicates": f"{read['duplicates']:,}, {'dropped' if options['drop_duplicates'] else 'kept'}",
         "repaired encoding": f"{read['repaired']:,}" if options["fix_encoding"] else "not asked for",
         "left out": f"{read['empty']:,} empty, {read['bad']:,} malformed{first_bad}",
-        "held out by": "the source" if manifest["has_own_split"] else "the hash of each story",
+        "held out by": manifest["held_out_by"],
         "folder": str(corpus.folder),
     }
 
@@ -105,26 +105,16 @@ def draw(corpus: Corpus, arguments: Arguments) -> None:
     from tinygpt_jax.runs.corpus_summary import length_histogram
 
     folder, context_length = arguments.pictures or corpus.folder, arguments.context_length
-    histogram = length_histogram(np.diff(corpus.train.offsets), context_length)
-    titles = {
-        "word_cloud.png": plots.word_cloud(words(corpus), folder / "word_cloud.png"),
-        "story_lengths.png": plots.story_lengths(
-            histogram, context_length, folder / "story_lengths.png", arguments.data.layout
-        ),
-        "token_ranks.png": plots.token_ranks(corpus.counts, folder / "token_ranks.png"),
-    }
-    for name, title in titles.items():
-        print(f"{folder / name}: {title}")
-
-
-def words(corpus: Corpus) -> Counter[str]:
-    """How often each word is in the training stories, of the words that are one token."""
-    counted: Counter[str] = Counter()
-    for token in np.flatnonzero(corpus.counts):
-        word = corpus.tokenizer.decode([int(token)])
-        if word[:1] == " " and word[1:].isalpha():
-            counted[word[1:]] += int(corpus.counts[token])
-    return counted
+    lengths = length_histogram(np.diff(corpus.train.offsets), context_length)
+    path = folder / "word_cloud.png"
+    if words := frequent_words(corpus):
+        print(f"{path}: {plots.word_cloud(words, path)}")
+    else:
+        print(f"{path.name} is left out: there is no word in the training stories")
+    path = folder / "story_lengths.png"
+    print(f"{path}: {plots.story_lengths(lengths, context_length, path, arguments.data.layout)}")
+    path = folder / "token_ranks.png"
+    print(f"{path}: {plots.token_ranks(corpus.counts, path)}")
 
 
 def _tokens(corpus: Corpus, ids: np.ndarray) -> str:

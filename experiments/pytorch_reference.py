@@ -13,6 +13,7 @@ from pathlib import Path
 try:
     import torch
     import torch.nn.functional as F
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 except ModuleNotFoundError as error:
     sys.exit(f"error: this script needs {error.name}: pip install torch safetensors")
@@ -24,9 +25,15 @@ def main() -> None:
     """Read the folder and the tokens from the command line, and print the five most probable next tokens."""
     if len(sys.argv) < 3 or not all(word.isdecimal() for word in sys.argv[2:]):
         sys.exit("usage: python experiments/pytorch_reference.py FOLDER TOKEN [TOKEN ...]")
-    folder, *tokens = sys.argv[1:]
-    parameters, config = load(Path(folder))
-    logits = forward(parameters, config, torch.tensor([[int(token) for token in tokens]]))
+    folder, tokens = sys.argv[1], [int(word) for word in sys.argv[2:]]
+    try:
+        parameters, config = load(Path(folder))
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        sys.exit(f"error: {folder} is no folder that experiments.export wrote: {error}")
+    if max(tokens) >= config["vocab_size"] or len(tokens) > config["context_length"]:
+        most = f"at most {config['context_length']} tokens, each below {config['vocab_size']}"
+        sys.exit(f"error: tokens {' '.join(sys.argv[2:])}: the model reads {most}")
+    logits = forward(parameters, config, torch.tensor([tokens]))
     for probability, token in zip(*logits[0, -1].softmax(-1).topk(5), strict=True):
         print(f"token {int(token):>6}  probability {float(probability):.4f}")
 

@@ -1,6 +1,5 @@
 """Draw a run's pictures and page again: python -m experiments.report --workdir runs/"""
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,10 +19,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = cli.parse(Arguments, argv)
 
     from tinygpt_jax.report import write_report
-    from tinygpt_jax.runs.record import read_record
 
-    for problem in read_record(arguments.workdir).problems:
-        print(f"warning: {problem}", file=sys.stderr)
     print(f"pictures: {arguments.workdir / 'plots'}\npage: {write_report(arguments.workdir)}")
 
 

@@ -8,7 +8,7 @@ from tyro.conf import Suppress
 
 from experiments import cli, presets
 from tinygpt_jax.config import Config, ModelConfig
-from tinygpt_jax.devices import Device, has_accelerator, use_device
+from tinygpt_jax.devices import Device, has_accelerator, restart_with_huge_pages, use_device
 from tinygpt_jax.runs.checkpoint_files import saved_config
 
 
@@ -78,4 +78,5 @@ def _starting_point(start: Start) -> tuple[Config, str]:
 
 
 if __name__ == "__main__":
+    restart_with_huge_pages()
     cli.run(main)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tinygpt_jax.data.batches import Batch, Rows, TrainingBatches, evaluation_batches
+from tinygpt_jax.data.batches import Rows, TrainingBatches, evaluation_batches
 from tinygpt_jax.data.corpus import Split
 from tinygpt_jax.errors import UserError
 
@@ -83,8 +83,8 @@ def test_a_row_beyond_the_last_is_an_error():
         rows[-1]
 
 
-def training(split, layout="padded", batch_size=4, seed=0, **share):
-    return TrainingBatches(split, layout, 4, batch_size, seed, END, **share)
+def training(split, layout="padded", batch_size=4, seed=0):
+    return TrainingBatches(split, layout, 4, batch_size, seed, END)
 
 
 @pytest.mark.parametrize("layout", ["padded", "packed"])
@@ -117,22 +117,6 @@ def test_the_order_is_of_the_seed_and_new_in_each_epoch():
     assert all(np.sum(np.diff(one) == 3) < 12 for one in orders)
 
 
-def test_processes_share_the_same_batch():
-    """Two hosts training on the same rows, or the rows of a step depending on how many there are."""
-    split = numbered(50)
-    whole = training(split, batch_size=12)
-    for process_count in (2, 3, 4):
-        for step in (0, 7):
-            shares = [
-                training(split, batch_size=12, process_index=i, process_count=process_count)[step]
-                for i in range(process_count)
-            ]
-            together = Batch(*(np.concatenate(parts) for parts in zip(*shares, strict=True)))
-            assert arrays(together) == arrays(whole[step])
-    with pytest.raises(UserError, match="multiple of the 5 processes"):
-        training(split, batch_size=12, process_index=0, process_count=5)
-
-
 def test_iterating_from_a_step_is_random_access():
     """A resumed run that sees other batches than one that was not interrupted."""
     batches = training(numbered(50), "packed")
@@ -160,7 +144,6 @@ def test_evaluation_has_every_row_once_in_one_shape(layout, count):
     targets = np.concatenate([batch.targets[batch.mask] for batch in batches])
     batch = rows.take(np.arange(len(rows)))
     np.testing.assert_array_equal(targets, batch.targets[batch.mask])
-    assert arrays(batches[0]) == arrays(next(iter(batches)))
 
 
 def test_a_limit_takes_evenly_spaced_rows():

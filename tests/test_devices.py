@@ -33,6 +33,64 @@ def test_asking_for_a_gpu_where_there_is_none():
         devices.use_device("gpu")
 
 
+def test_a_device_that_is_not_there_is_one_line(tmp_path):
+    """JAX says nothing in an AssertionError. A cache folder that cannot be made is no reason to stop."""
+    code = "from tinygpt_jax.devices import use_device; use_device()"
+    environment = {**os.environ, "JAX_PLATFORMS": "cuda", "TINYGPT_CACHE": "/proc/none"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120)
+    said = (
+        "JAX cannot start its device: nothing here is JAX_PLATFORMS=cuda; unset it, give --device cpu, or where an NV"
+    )
+    assert said in done.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("kind", "tera"),
+    [
+        ("NVIDIA B200", 2250),
+        ("NVIDIA H200", 989),
+        ("NVIDIA H100 80GB HBM3", 989),
+        ("NVIDIA H100 PCIe", 756),
+        ("NVIDIA A100-SXM4-40GB", 312),
+        ("NVIDIA A100 80GB PCIe", 312),
+        ("NVIDIA A100-PCIE-40GB", 312),
+        ("NVIDIA L40S", 362),
+        ("NVIDIA L40", 181),
+        ("NVIDIA L4", 121),
+        ("NVIDIA A10", 125),
+        ("NVIDIA A10G", 70),
+        ("NVIDIA GeForce RTX 4090", 165),
+        ("Tesla T4", 65),
+        ("Tesla V100-SXM2-16GB", 125),
+        ("Tesla V100-PCIE-16GB", 112),
+        ("NVIDIA A100-SXM4-40GB MIG 3g.20gb", None),
+        ("NVIDIA GeForce RTX 3090 Ti", None),
+        ("NVIDIA H100 NVL", None),
+        ("NVIDIA A40", None),
+        ("cpu", None),
+    ],
+)
+def test_a_peak_rate_is_of_exactly_this_device(kind, tera):
+    """By its datasheet, dense; of an unknown device nothing is said."""
+    assert devices.peak_flops(kind) == (tera and tera * 1e12)
+
+
+@pytest.mark.parametrize(
+    ("cpuinfo", "sets"),
+    [
+        ("processor\t: 0\nflags\t\t: fpu sse avx avx2 avx512f avx512bw amx_tile\nbugs\t: none\n", ["AVX-512", "AMX"]),
+        ("flags : fpu avx2\nbugs : avx512f\n", ["AVX2"]),
+        ("flags : fpu sse2\n", []),
+        ("Features : fp asimd\n", []),
+        (None, []),
+    ],
+)
+def test_instruction_sets(tmp_path, cpuinfo, sets):
+    if cpuinfo:
+        (tmp_path / "cpuinfo").write_text(cpuinfo)
+    assert devices.instruction_sets(tmp_path / "cpuinfo") == sets
+
+
 @pytest.mark.parametrize(
     ("backend", "says"), [("gpu", "updates are slower"), ("cpu", "nothing to set, a CPU always is")]
 )
@@ -54,17 +112,24 @@ def test_xla_knows_the_flag_of_deterministic():
 
 
 @pytest.mark.parametrize(
-    ("system", "tunables", "restarts"),
+    ("system", "tunables", "driver", "platforms", "restarts"),
     [
-        ("always [madvise] never", None, True),
-        ("[always] madvise never", None, False),
-        ("always madvise [never]", None, False),
-        ("always [madvise] never", "glibc.malloc.check=3", False),
-        (None, None, False),
+        ("always [madvise] never", None, False, "", True),
+        ("[always] madvise never", None, False, "", False),
+        ("always madvise [never]", None, False, "", False),
+        ("always [madvise] never", "glibc.malloc.check=3", False, "", False),
+        (None, None, False, "", False),
+        ("always [madvise] never", None, True, "", False),
+        ("always [madvise] never", None, True, "cpu", True),
+        ("always [madvise] never", None, False, "tpu", False),
     ],
 )
-def test_a_program_starts_anew_only_where_that_brings_huge_pages(monkeypatch, tmp_path, system, tunables, restarts):
-    """Starting again for ever; somebody's own settings lost; a file that other systems do not have."""
+def test_a_program_starts_anew_only_where_that_brings_huge_pages(
+    monkeypatch, tmp_path, system, tunables, driver, platforms, restarts
+):
+    """Starting again for ever; somebody's own settings lost; a file that other systems do not have; for a GPU."""
+    monkeypatch.setattr(devices, "_NVIDIA_DRIVER", tmp_path if driver else tmp_path / "no driver")
+    monkeypatch.setenv("JAX_PLATFORMS", platforms)
     file, started = tmp_path / "enabled", []
     if system:
         file.write_text(system)

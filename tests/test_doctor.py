@@ -11,7 +11,8 @@ import optax
 import pytest
 
 from experiments import doctor as command
-from tinygpt_jax import doctor
+from tinygpt_jax import devices, doctor
+from tinygpt_jax.errors import UserError
 from tinygpt_jax.training import checkpoint
 
 
@@ -19,7 +20,7 @@ from tinygpt_jax.training import checkpoint
 def examine(monkeypatch, tmp_path, capsys):
     """Run the command here, in a cache folder of the test; returns its exit code and its problems by name."""
     monkeypatch.setenv("TINYGPT_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(doctor, "use_device", lambda device: None)
+    monkeypatch.setattr(devices, "use_device", lambda device: None)
 
     def examine(*only):
         """Only the checks of these names; all of them if none is named."""
@@ -63,24 +64,32 @@ def test_a_missing_package(examine, monkeypatch):
 
 
 def test_a_gpu_that_is_not_used(examine, monkeypatch):
-    monkeypatch.setattr(doctor, "gpu_is_unused", lambda: True)
+    monkeypatch.setattr(devices, "gpu_is_unused", lambda: True)
     code, problems = examine("device")
     assert code == 1 and "jax[cuda12]" in problems["device"]["remedy"]
 
 
-def test_a_device_that_does_not_start(examine, monkeypatch):
-    """A failure nobody thought of is a finding too, not a traceback."""
+@pytest.mark.parametrize(
+    ("error", "problem"),
+    [
+        (RuntimeError("driver mismatch\nand more"), "RuntimeError: driver mismatch"),
+        (UserError("JAX cannot start it; try --device cpu"), "JAX cannot start it"),
+    ],
+)
+def test_a_device_that_does_not_start(examine, monkeypatch, error, problem):
+    """A failure nobody thought of is a finding too, not a traceback; and one finding, not one of all that follows."""
 
     def broken(device):
-        raise RuntimeError("driver mismatch\nand more")
+        raise error
 
-    monkeypatch.setattr(doctor, "use_device", broken)
-    code, problems = examine("device")
-    assert code == 1 and problems["device"]["problem"] == "RuntimeError: driver mismatch"
+    monkeypatch.setattr(devices, "use_device", broken)
+    monkeypatch.setattr(doctor, "_self_test", broken)
+    code, problems = examine("device", "self_test")
+    assert code == 1 and set(problems) == {"device"} and problems["device"]["problem"] == problem
 
 
 def test_little_memory(examine, monkeypatch):
-    monkeypatch.setattr(doctor, "main_memory", lambda: (10**8, 10**10))
+    monkeypatch.setattr(devices, "main_memory", lambda: (10**8, 10**10))
     code, problems = examine("memory")
     assert code == 1 and "0.1 GiB of 9.3 GiB" in problems["memory"]["value"]
 

@@ -135,7 +135,7 @@ def test_bits_per_byte_of_a_uniform_model():
 def test_unigram(monkeypatch):
     """By hand: 'aab' and 'a' are a a b end a end, of entropy 1/2 ln 2 + 1/6 ln 6 + 1/3 ln 3."""
     monkeypatch.setattr(evaluation, "_COUNTED_AT_ONCE", 4)
-    result = unigram(split_of("aab", "a"), LENGTHS)
+    result = unigram(split_of("aab", "a").tokens, LENGTHS)
     assert result.loss == pytest.approx(math.log(2) / 2 + math.log(6) / 6 + math.log(3) / 3)
     assert (result.token_accuracy, result.tokens, result.n_bytes) == (0.5, 6, 4)
 

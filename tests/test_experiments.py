@@ -3,13 +3,16 @@
 import io
 import json
 import math
+import shlex
+import subprocess
 import sys
 import unicodedata
 
 import numpy as np
 import pytest
 
-from experiments import cli, evaluate, generate
+from experiments import double_softmax, evaluate, generate
+from tinygpt_jax import terminal
 from tinygpt_jax.config import Config, DataConfig, ModelConfig, OptimizerConfig
 from tinygpt_jax.data.corpus import prepare
 from tinygpt_jax.errors import UsageError, UserError
@@ -80,8 +83,9 @@ def test_evaluate_covers_a_whole_split(call, corpus, name):
 def test_evaluate_prints_the_same_figures_as_a_table(call):
     figures = json.loads(call(evaluate, "--json"))
     lines = call(evaluate).splitlines()
-    assert [line[:16].strip() for line in lines[2:]] == ["whole stories", "padded rows", "unigram", "exact entropy"]
-    for line in lines[2:]:
+    names = ["whole stories", "padded rows", "unigram", "exact entropy"]
+    assert [line[:16].strip() for line in lines[2:]] == names * 2  # the figures of each, and what it is
+    for line in lines[2 : 2 + len(names)]:
         result = figures[line[:16].strip().replace(" ", "_")]
         expected = f"{result['loss']:.4f} {result['perplexity']:,.3f} {result['bits_per_byte']:.4f}"
         assert " ".join(line[16:].split()[:3]) == expected
@@ -143,21 +147,30 @@ class Terminal(io.StringIO):
 def test_generate_streams_to_a_terminal(call, run, monkeypatch):
     """In several pieces, and the same text as elsewhere."""
     flags = ("--prompt", "Once", "--max-new-tokens", "20")
-    whole, terminal = call(generate, *flags), Terminal()
-    monkeypatch.setattr(sys, "stdout", terminal)
+    whole, screen = call(generate, *flags), Terminal()
+    monkeypatch.setattr(sys, "stdout", screen)
     generate.main(["--workdir", str(run), *flags])
-    assert "".join(terminal.pieces) == harmless(whole)
-    assert len(terminal.pieces) > 3
+    assert "".join(screen.pieces) == harmless(whole)
+    assert len(screen.pieces) > 3
+
+
+def test_generate_says_how_far_many_stories_are(run, monkeypatch, capsys):
+    """In tokens, where they do not appear as they are written. A line a minute; here at each fetch from the device."""
+    monkeypatch.setattr(terminal, "_EVERY", 0)
+    generate.main(["--workdir", str(run), "--num-samples", "70", "--max-new-tokens", "40"])
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) >= 4 and lines[0] == "writing: 0"
+    assert all(line.startswith("writing: ") and " of 2,800, " in line for line in lines[1:])
 
 
 def test_no_text_is_a_command_to_the_terminal(call, run, monkeypatch):
     """ESC in a prompt, or from a model that has learned nothing, moves the cursor or worse."""
-    terminal = Terminal()
-    monkeypatch.setattr(sys, "stdout", terminal)
+    screen = Terminal()
+    monkeypatch.setattr(sys, "stdout", screen)
     for samples in ("1", "2"):
         flags = ["--prompt", "a\x1b[2J\x9b\rb\n", "--num-samples", samples, "--max-new-tokens", "20"]
         generate.main(["--workdir", str(run), *flags])
-    written = "".join(terminal.pieces)
+    written = "".join(screen.pieces)
     assert written.count("a\ufffd[2J\ufffd\ufffdb\n") == 3
     assert not [letter for letter in written if letter not in "\n\t" and unicodedata.category(letter) == "Cc"]
 
@@ -185,8 +198,60 @@ def test_commands_refuse_bad_numbers(call):
             call(generate, *flags)
 
 
-def test_a_closed_standard_output_is_no_reason_to_stop(monkeypatch):
-    monkeypatch.setattr(sys, "stdout", None)
-    called = []
-    cli.run(lambda: called.append(print("nobody reads this")))
-    assert called
+@pytest.mark.parametrize("seconds", ["nan", "inf", "0", "-1"])
+def test_double_softmax_refuses_a_time_that_never_comes(seconds):
+    """Or that has passed before it begins."""
+    with pytest.raises(UsageError, match="must be above 0, and finite"):
+        double_softmax.main(["--seconds", seconds])
+
+
+def command_line(main, redirection=""):
+    """A command whose `main` is this Python code, in a shell."""
+    code = f"import os, sys; from experiments import cli; cli.run(lambda: {main})"
+    shell = f"{shlex.quote(sys.executable)} -c {shlex.quote(code)} {redirection}"
+    return subprocess.run(["bash", "-c", shell], capture_output=True, text=True, timeout=60)
+
+
+@pytest.mark.parametrize(
+    ("redirection", "out", "error"),
+    [(">&-", "", "warning\n"), ("2>&-", "story\n", ""), ("<&- >&- 2>&-", "", "")],
+)
+def test_a_closed_stream_is_no_reason_to_stop(redirection, out, error):
+    """It is as if /dev/null stood there: the other one shows its own, and no file gets a number below 3."""
+    main = "(sys.stderr.isatty(), print('warning', file=sys.stderr), print('story'), exit(os.open('/dev/null', 0)))"
+    done = command_line(main, redirection)
+    assert (done.stdout, done.stderr) == (out, error) and done.returncode >= 3
+
+
+def test_what_cannot_be_printed_is_one_line():
+    """A full disk, noticed when the program ends; a message that would command the terminal."""
+    done = command_line("print('story')", "> /dev/full")
+    assert (done.returncode, done.stderr) == (1, "error: the system says: No space left on device\n")
+    done = command_line("(_ for _ in ()).throw(cli.UserError('a\\x1b[2J'))")
+    assert (done.returncode, done.stderr) == (1, "error: a\ufffd[2J\n")
+
+
+@pytest.mark.parametrize("flags", [["--workdir", ""], ["--workdir="]])
+def test_an_empty_folder_name_is_refused(flags):
+    """Of an unset variable. Guards: a run in, or an export of, whatever folder one stands in."""
+    with pytest.raises(UsageError, match="--workdir is empty: give a folder"):
+        generate.main(flags)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--promt", "x"], "Unrecognized options: --promt, x; perhaps --prompt?"),
+        (
+            ["--checkpoint", "new"],
+            "invalid choice 'new' for argument '--checkpoint'. Expected one of ('best', 'last').",
+        ),
+    ],
+)
+def test_a_wrong_flag_is_one_sentence(monkeypatch, encoding, flags, message):
+    """Of the box that tyro draws in lines, or in ASCII where the terminal has no others."""
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding=encoding))
+    with pytest.raises(UsageError) as caught:
+        generate.main(flags)
+    assert str(caught.value) == f"{message} (--help lists the flags)"

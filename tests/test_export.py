@@ -132,6 +132,20 @@ def test_a_pipe_is_no_file(exported, tmp_path, name):
     refused(copy, tmp_path, f"{name} is not a file")
 
 
+def test_all_files_may_be_read_by_whom_the_umask_lets(exported, tmp_path):
+    """safetensors writes a file that nobody else may read."""
+    (tmp_path / "any").touch()
+    assert {path.stat().st_mode for path in exported.iterdir()} == {(tmp_path / "any").stat().st_mode}
+
+
+def test_a_folder_that_cannot_be_made_is_named_with_what_to_do(run, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(
+        UserError, match=r"file/.*Not a directory; make room or give permission there, or choose another"
+    ):
+        export.main(["--workdir", str(run), "--to", str(tmp_path / "file" / "model")])
+
+
 def test_an_existing_folder_is_left_alone(run, exported, tmp_path):
     with pytest.raises(UserError, match="exists"):
         export.main(["--workdir", str(run), "--to", str(exported)])
@@ -156,6 +170,16 @@ def test_parameters_that_are_not_the_models_are_refused(exported, tmp_path):
     refused(exported, tmp_path, "lacks token_embedding")
 
 
+@pytest.mark.parametrize("number", [np.nan, np.inf])
+def test_parameters_that_are_not_finite_are_refused(exported, tmp_path, number):
+    """A model of which every story is nonsense; the file is whole."""
+    path = exported / "model.safetensors"
+    whole = load_file(path)
+    whole["blocks_1.attention.out_bias"][3] = number
+    save_file(whole, path)
+    refused(exported, tmp_path, "blocks_1.attention.out_bias has numbers that are not finite; export the model again")
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -174,6 +198,12 @@ def test_a_truncated_file_is_refused(exported, tmp_path):
     path = exported / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-4])
     refused(exported, tmp_path, "not a whole safetensors file")
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json"])
+def test_a_broken_file_is_named_with_what_to_do(exported, tmp_path, name):
+    (exported / name).write_text("[1, 2")
+    refused(exported, tmp_path, f"{name}: .*; export the model again")
 
 
 def test_a_vocabulary_of_another_model_is_refused(exported, tmp_path):

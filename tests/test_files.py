@@ -62,6 +62,20 @@ def test_a_lock_that_was_removed_while_it_was_held_still_excludes(tmp_path):
     assert events == ["first out", "second in", True]
 
 
+def test_a_lock_whose_folder_is_removed_before_it_is_opened(tmp_path):
+    """Guards against the moment between making the folder and the file in it."""
+    removals = iter([1, 2])
+
+    class Path(type(tmp_path)):
+        def open(self, *arguments):
+            if next(removals, None):
+                shutil.rmtree(self.parent)
+            return super().open(*arguments)
+
+    with locked(Path(tmp_path / "corpus" / "lock"), lambda holder: None):
+        assert (tmp_path / "corpus" / "lock").read_text() == str(os.getpid())
+
+
 def test_who_holds_a_lock_is_named(tmp_path):
     with locked(tmp_path / "lock", lambda holder: None):
         holders = []

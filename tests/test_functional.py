@@ -35,7 +35,7 @@ def over_leading_axes(function):
 
 
 def causal(query, key, value):
-    return F.attention(query, key, value, F.causal_mask(query.shape[-2], key.shape[-2]))
+    return F.attention(query, key, value, causal=True)
 
 
 def reference_causal(query, key, value):
@@ -215,7 +215,7 @@ def test_embed(leading, draw):
 
 @pytest.mark.parametrize("shape", [(1, 1), (3, 50)])
 def test_embed_gradient_adds_up_repeated_tokens(shape, draw):
-    """The hand-written gradient: 150 tokens over 11 rows meet many times; row 0 is never used and gets nothing."""
+    """150 tokens over 11 rows meet many times; row 0 is never used and gets nothing."""
     table, tokens = draw(11, 6), np.random.default_rng(1).integers(1, 11, shape)
     weights = draw(*shape, 6)
     differentiate = jax.grad(lambda table: jnp.sum(F.embed(table, jnp.asarray(tokens)) * weights))

@@ -11,16 +11,19 @@ import os
 import struct
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+import zstandard
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tinygpt_jax import export, tokenizer
 from tinygpt_jax.config import Config, ModelConfig
 from tinygpt_jax.data import corpus as corpus_module
-from tinygpt_jax.data import files, grammar, stories
+from tinygpt_jax.data import grammar, stories, story_files
 from tinygpt_jax.data.corpus import Corpus, DataConfig, prepare
-from tinygpt_jax.data.files import BadRecord
+from tinygpt_jax.data.story_files import BadRecord
 from tinygpt_jax.errors import UserError
 from tinygpt_jax.files import own_checksum
 from tinygpt_jax.generation import encode_prompt
@@ -188,18 +191,9 @@ def test_corpus_manifests(prepared, data):
 
 
 def parquet_bytes():
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     buffer = io.BytesIO()
     pq.write_table(pa.table({"text": TEXTS[:3]}), buffer)
     return buffer.getvalue()
-
-
-def zst_bytes(content):
-    import zstandard
-
-    return zstandard.compress(content)
 
 
 TXT = "\n<|endoftext|>\n".join(TEXTS[:3]).encode()
@@ -208,7 +202,7 @@ FILES = {
     "a.jsonl": "".join(json.dumps({"text": text}) + "\n" for text in TEXTS[:3]).encode(),
     "a.csv": b"id,text\n" + b"".join(f'{i},"{text}"\n'.encode() for i, text in enumerate(TEXTS[:3])),
     "a.txt.gz": gzip.compress(TXT, mtime=0),
-    "a.txt.zst": zst_bytes(TXT),
+    "a.txt.zst": zstandard.compress(TXT),
     "a.parquet": parquet_bytes(),
 }
 
@@ -221,7 +215,7 @@ def test_story_files(tmp_path, name):
     @given(st.binary() | damaged(FILES[name]))
     def test(content):
         path.write_bytes(content)
-        for item in accepted(lambda: list(files.read_file(path, lambda _: None))) or ():
+        for item in accepted(lambda: list(story_files.read_file(path, lambda _: None))) or ():
             assert isinstance(item, str | BadRecord)
             if isinstance(item, str):
                 item.encode()  # no half characters
@@ -248,14 +242,16 @@ def test_prompts(text):
         assert expected.endswith(spelled.lstrip("\ufffd")) if dropped else spelled == expected
 
 
+TINY = ModelConfig(vocab_size=257, context_length=4, n_layers=1, n_heads=1, d_model=2, d_ff=2)
+SHAPES = {name: x.shape for name, x in export._leaves(export.abstract_params(TINY)).items()}
+
+
 @fuzz
 @given(st.data())
 def test_safetensors(tmp_path_factory, data):
     """Headers that lie about names, shapes, dtypes and places, and bytes that are no header."""
-    config = ModelConfig(vocab_size=257, context_length=4, n_layers=1, n_heads=1, d_model=2, d_ff=2)
-    expected = {name: x.shape for name, x in export._leaves(export.abstract_params(config)).items()}
     header, end = {}, 0
-    for name, shape in expected.items():
+    for name, shape in SHAPES.items():
         size = 4 * int(np.prod(shape))
         header[name] = {"dtype": "F32", "shape": list(shape), "data_offsets": [end, end + size]}
         end += size
@@ -266,10 +262,9 @@ def test_safetensors(tmp_path_factory, data):
     whole = struct.pack("<Q", length) + raw + np.zeros(end, np.uint8).tobytes()
     path = tmp_path_factory.getbasetemp() / "fuzzed.safetensors"
     path.write_bytes(data.draw(st.just(whole) | damaged(whole)))
-    params = accepted(export.read_parameters, path, config)
+    params = accepted(export.read_parameters, path, TINY)
     if params is not None:
-        found = {name: x.shape for name, x in export._leaves(params).items()}
-        assert found == expected
+        assert {name: x.shape for name, x in export._leaves(params).items()} == SHAPES
 
 
 @fuzz

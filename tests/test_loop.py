@@ -7,13 +7,13 @@ import shutil
 import signal
 import subprocess
 import sys
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import jax
 import numpy as np
 import pytest
 
-from experiments import cli
+from experiments import cli, presets
 from experiments.measuring.breaking import victim
 from experiments.measuring.breaking.outcome import compare, outcome
 from experiments.train import main, parse
@@ -21,6 +21,7 @@ from tinygpt_jax.errors import UserError
 from tinygpt_jax.runs.checkpoint_files import checkpoints
 from tinygpt_jax.training.checkpoint import open_run
 from tinygpt_jax.training.loop import train
+from tinygpt_jax.training.parts import announce
 
 TINY = (
     "--preset quickstart --builtin-stories 300 --n-layers 1 --d-model 32 --n-heads 2 --d-ff 64 --dropout 0.2 "
@@ -194,6 +195,36 @@ def test_further_saves_change_no_line_and_tensorboard_has_each_once(whole_run, t
     assert failed.scalars[-1][2] == 4  # which is hidden: TensorBoard shows nothing of a purge_step and after
     shown = [scalar for scalar in failed.scalars if scalar[2] < resumed.purge_step] + resumed.scalars
     assert shown == [(*item, line["step"]) for line in lines(tmp_path, "metrics") for item in line.items()]
+
+
+@pytest.mark.parametrize(
+    ("steps", "stories", "epochs", "warnings"),
+    [
+        (2200, 54_000, "0.65", []),  # the quickstart
+        (
+            1600,
+            330,
+            "77.6",
+            ["each story is seen 78 times and will be known by heart: give more stories, or --steps 206"],
+        ),
+        (99, 54_000, "0.03", ["warmup_steps 100 is more than the 99 steps: learning_rate 0.003 is never reached"]),
+    ],
+)
+def test_the_first_lines_name_the_epochs_and_what_is_probably_not_wanted(capsys, steps, stories, epochs, warnings):
+    tokenizer, split = SimpleNamespace(vocab_size=1000), SimpleNamespace(n_stories=stories)
+    parts = SimpleNamespace(
+        config=presets.get("quickstart").config,
+        corpus=SimpleNamespace(train=split, validation=split, tokenizer=tokenizer),
+        model=SimpleNamespace(compute_dtype="float32"),
+        total_steps=steps,
+        batches=SimpleNamespace(per_epoch=stories / 16),
+    )
+    announce(parts, SimpleNamespace(params={"weight": np.zeros(1_234_567)}), "training")  # pyright: ignore
+    said = capsys.readouterr()
+    assert said.out.startswith("training 1.2 M parameters in float32 on CPU")
+    assert said.out.endswith(f"{steps:,} steps of 16 x 120 tokens, {epochs} epochs\n")
+    assert len(said.err.splitlines()) == len(warnings)
+    assert all(f"warning: {warning}" in said.err for warning in warnings)
 
 
 def test_resuming_with_other_settings_names_them(whole_run, refused):

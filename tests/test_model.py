@@ -12,6 +12,7 @@ import pytest
 from experiments.presets import PRESETS
 from tests import reference
 from tinygpt_jax import functional as F
+from tinygpt_jax import fused
 from tinygpt_jax.config import ModelConfig
 from tinygpt_jax.model import GPT, Block, FeedForward, LayerNorm, SelfAttention, abstract_params, empty_cache
 
@@ -39,9 +40,9 @@ every_wiring = pytest.mark.parametrize("config", WIRINGS.values(), ids=WIRINGS)
 
 
 @cache
-def forward(config):
+def forward(config, arithmetic=F):
     """The compiled model, once for all tests that use it."""
-    return jax.jit(GPT(config).apply)
+    return jax.jit(GPT(config, arithmetic=arithmetic).apply)
 
 
 def scrambled(module, *arguments):
@@ -75,12 +76,13 @@ def reference_logits(config, params, tokens):
     return np.array([reference.gpt(exact(params), row, **sizes, **options) for row in np.asarray(tokens)])
 
 
+@pytest.mark.parametrize("arithmetic", [F, fused], ids=["functional", "fused"])
 @every_option
-def test_whole_model(config):
+def test_whole_model(config, arithmetic):
     """Logits over a full context, two rows at once."""
     tokens = random_tokens(2, CONTEXT)
     params = gpt_params(config)
-    logits = forward(config)({"params": params}, tokens)
+    logits = forward(config, arithmetic)({"params": params}, tokens)
     assert logits.dtype == jnp.float32
     assert_close(logits, reference_logits(config, params, tokens))
 
@@ -92,7 +94,7 @@ def test_whole_model_on_one_token():
 
 
 def test_layer_norm_alone(draw):
-    x, module = draw(2, 5, D_MODEL), LayerNorm(D_MODEL)
+    x, module = draw(2, 5, D_MODEL), LayerNorm(tiny())
     params = scrambled(module, jnp.asarray(x))
     assert_close(module.apply({"params": params}, jnp.asarray(x)), reference.layer_norm(x, **exact(params)))
 
@@ -108,8 +110,8 @@ def test_feed_forward_alone(activation, draw):
 @pytest.mark.parametrize("n_heads", [1, 3, D_MODEL])
 def test_self_attention_alone(n_heads, draw):
     x, module = draw(2, 5, D_MODEL), SelfAttention(tiny(n_heads=n_heads))
-    params = scrambled(module, jnp.asarray(x), F.causal_mask(5))
-    actual, cache = module.apply({"params": params}, jnp.asarray(x), F.causal_mask(5))
+    params = scrambled(module, jnp.asarray(x))
+    actual, cache = module.apply({"params": params}, jnp.asarray(x))
     assert cache is None
     assert_close(actual, [reference.multi_head_attention(exact(params), row, n_heads) for row in x])
 
@@ -117,8 +119,8 @@ def test_self_attention_alone(n_heads, draw):
 @pytest.mark.parametrize("norm", ["post", "pre"])
 def test_block_alone(norm, draw):
     x, module = draw(2, 5, D_MODEL), Block(tiny(norm=norm))
-    params = scrambled(module, jnp.asarray(x), F.causal_mask(5))
-    actual, _ = module.apply({"params": params}, jnp.asarray(x), F.causal_mask(5))
+    params = scrambled(module, jnp.asarray(x))
+    actual, _ = module.apply({"params": params}, jnp.asarray(x))
     block = {"post": reference.post_norm_block, "pre": reference.pre_norm_block}[norm]
     assert_close(actual, [block(exact(params), row, 3, "relu") for row in x])
 
@@ -226,21 +228,52 @@ def test_bfloat16_is_close_to_float32(config):
 
 @pytest.mark.parametrize("norm", ["post", "pre"])
 def test_loss_is_the_cross_entropy_of_the_logits(norm, draw):
-    """`loss` never sees whole logits; value and gradients are those of doing it plainly, mask included."""
+    """In either arithmetic, and cut in pieces: value and gradients, mask included."""
     model, tokens, targets = GPT(tiny(norm=norm, n_layers=1)), random_tokens(2, 6), random_tokens(2, 6)[::-1]
     mask = jnp.asarray(draw(2, 6) > -0.5)
-    params = gpt_params(model.config)
+    params, batch = gpt_params(model.config), (tokens, targets, mask)
 
     def plain(params):
         return F.cross_entropy(model.apply({"params": params}, tokens), targets, mask)
 
-    def fused(params):
-        return model.apply({"params": params}, tokens, targets, mask, chunks=2, vocab_multiple=16, method="loss")
-
     expected, gradients = jax.jit(jax.value_and_grad(plain))(params)
-    actual, actual_gradients = jax.jit(jax.value_and_grad(fused))(params)
-    assert float(actual) == pytest.approx(float(expected), rel=1e-6)
-    jax.tree.map(assert_close, actual_gradients, gradients)
+    for arithmetic, arrangement in ((F, {}), (fused, {}), (fused, {"chunks": 2, "vocab_multiple": 16})):
+        loss = partial(model.clone(arithmetic=arithmetic).apply, method="loss", **arrangement)
+        actual, actual_gradients = jax.jit(jax.value_and_grad(lambda p, loss=loss: loss({"params": p}, *batch)))(params)
+        assert float(actual) == pytest.approx(float(expected), rel=1e-6)
+        jax.tree.map(assert_close, actual_gradients, gradients)
+
+
+def test_the_plain_model_has_every_derivative():
+    """`jax.jvp`, `jax.hessian` and `jax.vmap` over parameters, which a gradient by hand would forbid."""
+    config = tiny(n_layers=1, norm="pre")
+    model, params, tokens = GPT(config), gpt_params(config), random_tokens(1, 5)
+    mask = jnp.ones(tokens.shape, bool)
+
+    def loss(params):
+        return model.apply({"params": params}, tokens, tokens[:, ::-1], mask, method="loss")
+
+    generator = np.random.default_rng(2)
+    direction = jax.tree.map(lambda p: jnp.asarray(generator.normal(size=p.shape), jnp.float32), params)
+    value, slope = jax.jit(lambda p, d: jax.jvp(loss, (p,), (d,)))(params, direction)
+    by_gradient = sum(map(jnp.vdot, *map(jax.tree.leaves, (jax.grad(loss)(params), direction))))
+    assert float(value) == pytest.approx(float(loss(params)), rel=1e-6)
+    assert float(slope) == pytest.approx(float(by_gradient), rel=1e-4)
+
+    def loss_of_bias(bias):
+        return loss({**params, "final_norm": {**params["final_norm"], "bias": bias}})
+
+    bias = params["final_norm"]["bias"]
+    hessian = jax.jit(jax.hessian(loss_of_bias))(bias)
+    step = 1e-2 * jnp.eye(D_MODEL)[3]
+    row = (jax.grad(loss_of_bias)(bias + step) - jax.grad(loss_of_bias)(bias - step)) / 2e-2
+    assert_close(hessian[3], row, 2e-3)
+
+    two = jax.tree.map(lambda p, d: jnp.stack([p, p + 0.1 * d]), params, direction)
+    losses = jax.jit(jax.vmap(loss))(two)
+    for i in range(2):
+        alone = loss(jax.tree.map(lambda p, i=i: p[i], two))
+        assert float(losses[i]) == pytest.approx(float(alone), rel=1e-5)
 
 
 def test_dropout_needs_a_key_and_follows_it():

@@ -4,10 +4,11 @@ import math
 import subprocess
 import sys
 from functools import partial
-from itertools import pairwise
+from itertools import combinations
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 
 from tinygpt_jax.report import drawing, plots
@@ -112,21 +113,28 @@ def test_the_cloud_leaves_out_what_all_english_is_full_of(tmp_path):
     assert title_of(plots.word_cloud, tmp_path, WORDS) == "The words that stand out: Lily, ball, Tim, dog"
 
 
-@pytest.mark.parametrize("scale", ["linear", "log"])
-@pytest.mark.parametrize("values", [(1, 1, 1, 1), (1, 1.01, 1.02, 100), (99, 99.5, 99.9, 100), (1, 50, 50.1, 100)])
-def test_labels_do_not_overlap(scale, values):
-    """Final losses are close together and close to the entropy: their names must stay apart, in order, and inside."""
-    figure = drawing.new_figure()
-    axes = figure.subplots()
-    axes.set(yscale=scale)
-    drawing.limit_y(axes, [1, 100])
-    drawing.label_ends(axes, [(value, f"number {n}", "black") for n, value in enumerate(values)])
+@pytest.mark.parametrize("picture", [plots.loss_curves, plots.perplexity_curves])
+@pytest.mark.parametrize("entropy", [1.3, 0.51])
+def test_the_end_of_a_run_is_not_flat_and_no_text_hides_another(monkeypatch, tmp_path, picture, entropy):
+    """A loss falls from 7 to 1 in the first tenth: what it does then fills a panel of its own."""
+    figures = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: figures.append(figure))
+    falling = [(s, entropy + 0.02 + 6 * math.exp(-s / 60) + 0.2 * math.exp(-s / 600)) for s in range(1, 2201, 20)]
+    references = {"uniform guess": math.log(1122), "unigram entropy": 5.44, "exact entropy": entropy}
+    picture(falling, falling[27::27], references, tmp_path / "run.png")
+    (figure,) = figures
     figure.draw_without_rendering()
-    boxes = [text.get_window_extent() for text in sorted(axes.texts, key=lambda text: text.get_text())]
-    assert all(below.y1 <= above.y0 for below, above in pairwise(boxes))
-    middles = [(box.y0 + box.y1) / 2 for box in boxes]
-    assert axes.bbox.y0 <= middles[0] and middles[-1] <= axes.bbox.y1 + 1e-6
-    assert max(box.x1 for box in boxes) <= figure.bbox.x1
+    whole, late = figure.axes
+    lines = [line.get_ydata() for line in late.lines if len(line.get_ydata()) > 2]
+    share = np.ptp(np.concatenate(lines)) / np.ptp(late.get_ylim())
+    assert share > 0.6 and late.get_xlim()[0] > 200 and whole.get_xlim()[0] < 20
+    legends = [axes.get_legend() for axes in figure.axes if axes.get_legend()]
+    texts = [*whole.texts, *late.texts, *(text for legend in legends for text in legend.get_texts())]
+    names = [text.get_text().split()[0] for text in texts]
+    assert names == ["uniform", "unigram", "exact", "exact", "training", "validation"]
+    boxes = [text.get_window_extent() for text in texts]
+    assert not any(one.overlaps(other) for one, other in combinations(boxes, 2))
+    assert all(axes.bbox.y0 <= text.get_window_extent().y0 for axes in figure.axes for text in axes.texts)
 
 
 @pytest.mark.parametrize(

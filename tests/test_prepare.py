@@ -103,3 +103,12 @@ def test_failures_are_one_line_with_the_exit_code(tmp_path, flags, code, message
     errors = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1 and message in errors[0] and "Traceback" not in result.stderr
     assert not (tmp_path / "cache" / "tinygpt_jax").exists() or not os.listdir(tmp_path / "cache" / "tinygpt_jax")
+
+
+def test_stories_without_words_have_no_word_cloud(source, capsys):
+    """A traceback of the library that draws it, which can show neither emoji nor a word of 2,000 letters."""
+    source.write_text("".join(json.dumps({"text": f"🙂🎉 {'x' * 2000} {i}"}) + "\n" for i in range(40)))
+    prepare.main(["--data", str(source)])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-3] == "word_cloud.png is left out: there is no word in the training stories"
+    assert [line.split("/")[-1].split(":")[0] for line in lines[-2:]] == ["story_lengths.png", "token_ranks.png"]

@@ -20,7 +20,9 @@ def test_no_sample_is_drawn_with_an_updates_numbers():
     def number_of_the_key(_, inputs, targets, mask, key, **__):
         return jax.random.uniform(key)
 
-    model = SimpleNamespace(config=ModelConfig(), compute_dtype=jnp.float32, remat=False, apply=number_of_the_key)
+    model = SimpleNamespace(
+        config=ModelConfig(), compute_dtype=jnp.float32, remat=False, arithmetic=None, apply=number_of_the_key
+    )
     training = TrainingConfig(batch_size=mesh.size, seed=seed)
     update = make_train_step(model, optax.identity(), training, mesh)  # type: ignore[arg-type]
     state, drawn = TrainState(jnp.int32(0), jnp.zeros(()), optax.EmptyState()), []

@@ -1,12 +1,15 @@
 """A run's page: right figures, nothing from outside, nothing obeyed, and whatever is damaged is said and survived."""
 
 import base64
+import dataclasses
 import json
 import math
+import os
 import re
 import shutil
 import subprocess
 import sys
+import threading
 from html.parser import HTMLParser
 
 import numpy as np
@@ -16,7 +19,9 @@ from experiments import report as command
 from tinygpt_jax.config import Config, DataConfig, ModelConfig
 from tinygpt_jax.errors import UserError
 from tinygpt_jax.report import write_report
+from tinygpt_jax.runs.checkpoint_files import Progress, checkpoints, write_manifest
 from tinygpt_jax.runs.corpus_summary import length_histogram
+from tinygpt_jax.runs.folder import mark_of
 from tinygpt_jax.runs.record import read_record
 
 FILES = ("config.json", "metrics.jsonl", "timings.jsonl", "samples.jsonl", "corpus.json")
@@ -55,15 +60,16 @@ def finished(tmp_path_factory):
         "vocab_size": 900,
         "layout": "padded",
         "context_length": 128,
-        "unigram_entropy": 5.0,
-        "entropy": 0.5,
-        "shown_bytes_per_token": 4.0,
+        "validation_entropy": 0.51,
+        "evaluated_unigram_entropy": 5.0,
+        "evaluated_entropy": 0.5,
+        "evaluated_bytes_per_token": 4.0,
         "words": {"Lily": 30, "ball": 20, "the": 99},
         "length_histogram": length_histogram(np.arange(29, 229), 128),
     }
     (folder / "config.json").write_text(config.to_json())
     (folder / "metrics.jsonl").write_text(lines(sorted(training + evaluations, key=lambda line: line["step"])))
-    timings = [{"step": s, "seconds": 6.0, "tokens_per_second": 1000.0 * s} for s in range(1, 12)]
+    timings = [{"step": s, "seconds": 6.0, "tokens_per_second": 1000.0 * s, "share_of_peak": 0.1} for s in range(1, 12)]
     (folder / "timings.jsonl").write_text(lines(timings))
     samples = [{"step": s, "prompt": "Once", "text": f"Once, at step {s}"} for s in range(10, 101, 10)]
     (folder / "samples.jsonl").write_text(lines(samples))
@@ -114,6 +120,8 @@ def test_the_headline_figures(page):
         "Training loss0.560nats per token, at step 100",
         "Throughput6,000tokens per second (median)",
         "1.1 minutes",
+        "evaluated entropy0.5000 nats per token",
+        "steps done100 epochs done2.00 planned5 epochs",
     ):
         assert expected in text, expected
 
@@ -170,12 +178,24 @@ def test_text_is_shown_and_not_obeyed(page, run):
 
 
 DAMAGES = {
-    "missing": None,
     "empty": lambda content: b"",
     "binary": lambda content: bytes(range(256)) * 9,
     "torn": lambda content: content[:-9],
     "cut in the middle": lambda content: content[: len(content) // 2],
 }
+PARTS = {
+    "config.json": ["config"],
+    "metrics.jsonl": ["loss", "validation_loss", "validation_accuracy", "learning_rate", "gradient_norm", "epoch"],
+    "timings.jsonl": ["seconds", "tokens_per_second", "share_of_peak"],
+    "samples.jsonl": ["samples"],
+    "corpus.json": ["corpus", "words", "length_histogram"],
+}
+
+
+def parts(record):
+    """All that was read."""
+    others = vars(record).keys() - {"name", "curves", "problems"}
+    return record.curves | {name: getattr(record, name) for name in others}
 
 
 def damage(path, how):
@@ -183,35 +203,30 @@ def damage(path, how):
     path.unlink()
     if how == "a folder":
         path.mkdir()
-    elif DAMAGES[how]:
+    elif how == "a pipe":
+        os.mkfifo(path)
+    elif how in DAMAGES:
         path.write_bytes(DAMAGES[how](content))
 
 
-@pytest.mark.parametrize("how", [*DAMAGES, "a folder"])
-@pytest.mark.parametrize("name", FILES)
-def test_a_damaged_file_is_named_and_the_others_are_read(finished, run, name, how):
-    damage(run / name, how)
-    whole, record = read_record(finished), read_record(run)
-    assert any(name in problem for problem in record.problems)
-    assert not any(other in problem for other in FILES if other != name for problem in record.problems)
-    parts = {
-        "config.json": ["config"],
-        "metrics.jsonl": ["training_loss", "validation_loss", "learning_rate"],
-        "timings.jsonl": ["seconds", "tokens_per_second"],
-        "samples.jsonl": ["samples"],
-        "corpus.json": ["words", "length_histogram"],
-    }
-    for other, attributes in parts.items():
-        for attribute in attributes:
-            if other != name:
-                assert getattr(record, attribute) == getattr(whole, attribute)
+@pytest.mark.parametrize("how", ["missing", "a folder", "a pipe", *DAMAGES])
+def test_a_damaged_file_is_named_and_the_others_are_read(finished, run, how):
+    whole = read_record(finished)
+    assert whole.problems == [] and set(parts(whole)) == {part for parts in PARTS.values() for part in parts}
+    for name in FILES:
+        damage(run / name, how)
+        record = read_record(run)
+        assert record.problems and all(name in problem for problem in record.problems)
+        for part, all_of_it in parts(whole).items():
+            left = parts(record)[part]
+            if part not in PARTS[name]:
+                assert left == all_of_it
             elif name.endswith("l") and how in ("torn", "cut in the middle"):
-                left = getattr(record, attribute)
-                assert (
-                    0 < len(left) <= len(getattr(whole, attribute)) and left == getattr(whole, attribute)[: len(left)]
-                )
+                assert 0 < len(left) <= len(all_of_it) and left == all_of_it[: len(left)]
             else:
-                assert not getattr(record, attribute)
+                assert not left
+        shutil.rmtree(run / name) if how == "a folder" else (run / name).unlink(missing_ok=True)
+        shutil.copy(finished / name, run / name)
 
 
 @pytest.mark.parametrize(("how", "drawn"), [("torn", 3), ("binary", 0), ("cut in the middle", 3)])
@@ -238,13 +253,12 @@ def test_values_that_cannot_be_are_left_out(run, value):
     )
     (run / "timings.jsonl").write_text(lines([{"step": 1, "seconds": value, "tokens_per_second": value}]))
     (run / "samples.jsonl").write_text(lines([{"step": value, "prompt": "a", "text": "b"}]))
-    names = ("vocab_size", "context_length", "unigram_entropy", "entropy", "shown_bytes_per_token")
+    names = ("vocab_size", "context_length", "evaluated_entropy", "evaluated_bytes_per_token")
     histogram = {"edges": [1, value], "counts": [value]}
     corpus = dict.fromkeys(names, value) | {"words": {"a": value}, "length_histogram": histogram}
     (run / "corpus.json").write_text(json.dumps(corpus))
     record = read_record(run)
-    assert not (record.training_loss or record.validation_loss or record.gradient_norm or record.seconds)
-    assert not (record.samples or record.words or record.length_histogram)
+    assert not (any(record.curves.values()) or record.samples or record.words or record.length_histogram)
     assert not any(record.number(name) for name in names)
     write_report(run)
 
@@ -261,7 +275,49 @@ def test_a_huge_file_is_not_read(run):
     """Guards memory: the size is looked at first. The file has holes, and takes no disk."""
     with (run / "samples.jsonl").open("wb") as file:
         file.truncate(2**40)
-    assert "samples.jsonl is larger than 64 MiB: left out" in read_record(run).problems
+    assert any("samples.jsonl has 1,099,511,627,776 bytes" in problem for problem in read_record(run).problems)
+
+
+def test_a_checkpoint_that_training_removes_is_not_damaged(run):
+    """A run that saves, and removes the checkpoint before, as fast as it can; so a reader often finds one gone."""
+    folder, done = run / "checkpoints", threading.Event()
+    progress = Progress(0, None, files={"config.json": mark_of(run / "config.json")})
+
+    def train():
+        step = 0
+        while not done.is_set():
+            step += 1
+            writing = folder / ".writing"
+            writing.mkdir(parents=True)
+            for name in ("config.json", "tokenizer.json"):
+                (writing / name).touch()
+            (writing / "progress.json").write_text(dataclasses.replace(progress, step=step).to_json())
+            write_manifest(writing)
+            writing.rename(folder / f"{step:08}")
+            shutil.rmtree(folder / f"{step - 1:08}", ignore_errors=True)
+
+    trainer = threading.Thread(target=train)
+    trainer.start()
+    try:
+        found = [read_record(run).problems for _ in range(300)]
+    finally:
+        done.set()
+        trainer.join()
+    assert found == [[]] * 300
+    (newest,) = checkpoints(run)
+    (newest.folder / "progress.json").write_text("{}")
+    (problem,) = read_record(run).problems
+    assert "the newest checkpoint is damaged" in problem and "progress.json" in problem
+
+
+def test_entropies_of_an_earlier_version_are_left_out(run, capsys):
+    """They were of all validation stories, and the loss is of some."""
+    corpus = json.loads((run / "corpus.json").read_text())
+    corpus = {name: value for name, value in corpus.items() if not name.startswith("evaluated")}
+    (run / "corpus.json").write_text(json.dumps(corpus | {"unigram_entropy": 5.0, "entropy": 0.5}))
+    page = Page(write_report(run))
+    assert "Above the" not in page.text and "corpus.json is of an earlier version" in page.text
+    assert "warning: corpus.json is of an earlier version" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("what", ["missing", "empty", "file"])

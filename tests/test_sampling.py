@@ -1,5 +1,7 @@
 """Each rule of sampling against its definition, written with sorts in NumPy."""
 
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -119,14 +121,28 @@ def test_rules_act_in_the_documented_order():
     [
         ("temperature", -0.1),
         ("temperature", float("nan")),
-        ("temperature", float("inf")),
+        ("temperature", 1e300),
         ("top_k", -1),
+        ("top_k", 10**19),
         ("top_p", 0.0),
         ("top_p", 1.1),
         ("repetition_penalty", 0.0),
+        ("repetition_penalty", 1e-300),
+        ("repetition_penalty", 1e300),
         ("repetition_penalty", float("nan")),
     ],
 )
 def test_bad_settings_are_refused(name, value):
-    with pytest.raises(UsageError, match=f"{name} {value}"):
+    with pytest.raises(UsageError, match=re.escape(f"{name} {value}: must be")):
         Sampling(**{name: value})
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1e-300, 1e-30, 0.001, 1000.0])
+@pytest.mark.parametrize("repetition_penalty", [0.001, 1000.0])
+def test_settings_at_their_bounds_choose_among_the_likeliest(temperature, repetition_penalty):
+    """Guards: logits that overflow to infinity or to no number, of which always the first token is chosen."""
+    values = SamplingValues.of(Sampling(temperature, top_k=2, top_p=1.0, repetition_penalty=repetition_penalty))
+    logits = jnp.array([[-1e4, 5e3, -1.0, 4e3, 3e3]])
+    seen = jnp.array([[False, True, True, False, False]])
+    drawn = next_token(jax.random.split(jax.random.key(0), 1), logits, seen, values)
+    assert int(drawn[0]) in ({1, 3} if repetition_penalty < 1 else {3, 4})

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tinygpt_jax import functional, fused
 from tinygpt_jax.config import ModelConfig, OptimizerConfig, TrainingConfig
 from tinygpt_jax.data.batches import Batch
 from tinygpt_jax.errors import UsageError, UserError
@@ -18,6 +19,7 @@ from tinygpt_jax.training.optimizer import make_optimizer
 from tinygpt_jax.training.step import (
     data_mesh,
     initial_state,
+    known_options,
     loss_chunks,
     make_train_step,
     memory_errors,
@@ -34,9 +36,8 @@ def random_batch(seed):
     return Batch(tokens[:, :-1], tokens[:, 1:], rng.random((8, 16)) < 0.7)
 
 
-def losses_and_state(model_config=MODEL, training=TRAINING, steps=3, optimizer=None):
-    mesh = data_mesh()
-    model = GPT(model_config)
+def losses_and_state(model_config=MODEL, training=TRAINING, steps=3, optimizer=None, arithmetic=fused):
+    mesh, model = data_mesh(), GPT(model_config, arithmetic=arithmetic)
     optimizer = make_optimizer(optimizer or OptimizerConfig(learning_rate=1e-2), steps)
     state = initial_state(model, optimizer, training.seed, mesh)
     update = make_train_step(model, optimizer, training, mesh)
@@ -56,11 +57,17 @@ def test_accumulated_gradients_equal_the_whole_batch():
         np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-3)
 
 
+def test_the_plain_arithmetic_learns_the_same():
+    dropping = dataclasses.replace(MODEL, dropout=0.3)
+    losses = [losses_and_state(dropping, arithmetic=arithmetic)[0] for arithmetic in (functional, fused)]
+    np.testing.assert_allclose(*losses, rtol=1e-5)
+
+
 def test_dropout_differs_between_steps_and_seeds_and_repeats():
     """Guards against one key for all steps, and against a key that is not of the seed."""
     dropping = dataclasses.replace(MODEL, dropout=0.5)
     still = OptimizerConfig(learning_rate=1e-30)
-    mesh, model = data_mesh(), GPT(dropping)
+    mesh, model = data_mesh(), GPT(dropping, arithmetic=fused)
     optimizer = make_optimizer(still, 9)
     batch = put_batch(random_batch(0), mesh)
 
@@ -80,7 +87,7 @@ def test_dropout_differs_between_steps_and_seeds_and_repeats():
 
 def test_a_non_finite_update_changes_nothing_and_neither_do_later_ones():
     """The host reads metrics late; by then later updates have run. None may touch the last good state."""
-    mesh, model = data_mesh(), GPT(MODEL)
+    mesh, model = data_mesh(), GPT(MODEL, arithmetic=fused)
     optimizer = make_optimizer(OptimizerConfig(), 5)
     state = initial_state(model, optimizer, 0, mesh)
     update = make_train_step(model, optimizer, TRAINING, mesh)
@@ -103,7 +110,7 @@ def test_what_saves_memory_does(savings):
     deep = dataclasses.replace(MODEL, n_layers=4, dropout=0.1)
     memory, losses = [], []
     for training in (TRAINING, dataclasses.replace(TRAINING, **savings)):
-        model, mesh = GPT(deep, remat=training.remat), data_mesh()
+        model, mesh = GPT(deep, remat=training.remat, arithmetic=fused), data_mesh()
         optimizer = make_optimizer(OptimizerConfig(), 3)
         state = initial_state(model, optimizer, 0, mesh)
         batch = put_batch(random_batch(0), mesh)
@@ -154,6 +161,20 @@ def test_a_full_memory_says_what_to_change(settings, advice):
         jnp.zeros(2**44).block_until_ready()
     expected = f"the device's memory is full \\(Out of memory allocating {2**46} bytes.\\): {advice}"
     assert re.fullmatch(expected, str(error.value)), error.value
+
+
+def test_a_full_memory_has_several_names():
+    """XLA calls it INTERNAL where a compiled program asks for it."""
+    message = "INTERNAL: Out of memory allocating 64 bytes.\nand more"
+    with pytest.raises(UserError, match=r"full \(Out of memory allocating 64 bytes.\): try"), memory_errors(TRAINING):
+        raise jax.errors.JaxRuntimeError(message)
+
+
+def test_options_that_this_jaxlib_does_not_know_are_left_out():
+    """An experimental option that is renamed must not stop training on every CPU."""
+    assert known_options({"xla_cpu_experimental_of_another_version": "1"}) == {}
+    known = {"xla_disable_hlo_passes": "cse_barrier_expander"}
+    assert known_options(known) == known
 
 
 def test_other_failures_of_the_device_are_not_about_memory():

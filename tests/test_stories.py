@@ -17,7 +17,7 @@ import zstandard
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tinygpt_jax.data import files, stories
+from tinygpt_jax.data import stories, story_files
 from tinygpt_jax.data.stories import LeftOut, cut, find_source
 from tinygpt_jax.errors import UsageError, UserError
 
@@ -78,6 +78,15 @@ def test_txt_in_all_its_published_forms(tmp_path, content):
     assert texts(tmp_path / "s.txt") == ["One.", "Two.\n\nStill two."]
 
 
+@pytest.mark.parametrize("chunk", [7, 2**20])
+def test_a_first_story_of_any_length_allowed_ends_at_the_separator(tmp_path, monkeypatch, chunk):
+    """A file taken for one without separators because its first story is long: blank lines would cut it."""
+    monkeypatch.setattr(story_files, "_CHUNK", chunk)
+    monkeypatch.setattr(story_files, "LONGEST_STORY", 100)
+    (tmp_path / "s.txt").write_text("One.\n\n" + "more " * 15 + "\n<|endoftext|>\nTwo.\n\nStill two.")
+    assert [len(text) for text in texts(tmp_path / "s.txt")] == [80, 16]
+
+
 def test_txt_without_a_separator_has_a_story_per_block(tmp_path):
     """A book becoming one story of a million tokens."""
     (tmp_path / "s.txt").write_text("One\nline.\n\nTwo.\n \n\nThree.\n")
@@ -93,8 +102,8 @@ def test_chunks_do_not_matter(tmp_path_factory, parts, chunk):
     path.write_bytes("<|endoftext|>".join(parts).encode())
     expected = [part.strip() for part in "<|endoftext|>".join(parts).split("<|endoftext|>")]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(files, "_CHUNK", max(chunk, len("start<|endoftext|>")))
-        if "\0" not in path.read_bytes()[: files._CHUNK].decode(errors="replace"):
+        patch.setattr(story_files, "_CHUNK", max(chunk, len("start<|endoftext|>")))
+        if "\0" not in path.read_bytes()[: story_files._CHUNK].decode(errors="replace"):
             assert texts(path) == [part for part in expected if part]
 
 
@@ -120,7 +129,7 @@ BAD = [
     ("s.jsonl", b'{"text": "One."}\n["x"]\n{"text": "Three."}', "line 2: not an object with a text field but a list"),
     ("s.jsonl", b'{"text": "One."}\n{"text": 3}\n{"text": "Three."}', "line 2: its text is not text but a number"),
     ("s.jsonl", b'{"text": "One."}\n{"text": "\xff"}\n{"text": "Three."}', "line 2: not valid UTF-8"),
-    ("s.jsonl", b'{"text": "One."}\n{"text": "\\ud800"}\n{"text": "Three."}', "line 2: not valid UTF-8"),
+    ("s.jsonl", b'{"text": "One."}\n{"text": "\\ud800"}\n{"text": "Three."}', "line 2: half a character: an escape"),
     ("s.jsonl", b'{"text": "One."}\n' + b"[" * 100_000 + b'\n{"text": "Three."}', "line 2: not JSON"),
     ("s.csv", b"id,text\n1,One.\n2\n3,Three.\n", "line 3: has no text field"),
     ("s.csv", b"id,text\n1,One.\n2,\xff\n3,Three.\n", "line 3: not valid UTF-8"),
@@ -131,7 +140,7 @@ BAD = [
 @pytest.mark.parametrize(("name", "content", "message"), BAD)
 def test_a_bad_record_stops_with_its_place_or_is_skipped(tmp_path, monkeypatch, name, content, message, chunk):
     """A broken line ending in a traceback, or vanishing without a word; a place counted from the last read."""
-    monkeypatch.setattr(files, "_CHUNK", chunk)
+    monkeypatch.setattr(story_files, "_CHUNK", chunk)
     path = tmp_path / name
     path.write_bytes(content)
     with pytest.raises(UserError) as caught:
@@ -173,7 +182,7 @@ def bad_files(folder):
 @pytest.mark.parametrize("index", range(11))
 def test_a_file_that_is_not_what_its_name_says(tmp_path, monkeypatch, index):
     """A download cut short read as far as it goes, or a picture read as text."""
-    monkeypatch.setattr(files, "LONGEST_STORY", 1000)
+    monkeypatch.setattr(story_files, "LONGEST_STORY", 1000)
     name, content, message = list(bad_files(tmp_path))[index]
     (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError) as caught:
@@ -187,6 +196,15 @@ def test_sources_that_cannot_be(tmp_path):
     for source in (tmp_path / "nowhere.txt", tmp_path / "s.pdf", tmp_path, "TinyStory"):
         with pytest.raises(UsageError, match="--data"):
             find_source(str(source), 10)
+
+
+def test_a_pipe_is_refused(tmp_path):
+    """Waiting for ever for what nobody writes into it; in a folder, it is no story file."""
+    os.mkfifo(tmp_path / "s.txt")
+    with pytest.raises(UsageError, match=r"s\.txt is a pipe or a device: write the stories to a file"):
+        find_source(str(tmp_path / "s.txt"), 10)
+    with pytest.raises(UsageError, match="holds no file of"):
+        find_source(str(tmp_path), 10)
 
 
 def test_a_folder_is_its_files_by_name_with_its_own_split_first(tmp_path):
@@ -220,13 +238,12 @@ def test_which_files_are_held_out(tmp_path, names, held_out):
 
 
 def test_pieces_are_cut_by_size_and_never_lose_a_story(tmp_path, monkeypatch):
-    """The last, smaller piece of a section forgotten; numbers that repeat."""
+    """The last, smaller piece of a split forgotten."""
     monkeypatch.setattr(stories, "PIECE_CHARACTERS", 40)
     monkeypatch.setattr(stories, "PIECE_BUILTIN", 4)
     write(tmp_path / "train.txt", STORIES * 3)
     write(tmp_path / "valid.txt", STORIES)
     pieces = list(cut(find_source(str(tmp_path), 10), False, LeftOut(), lambda amount: None))
-    assert [piece.number for piece in pieces] == list(range(len(pieces)))
     assert [text for piece in pieces for text in piece.stories] == STORIES * 4
     assert len(pieces) == 8
     builtin = cut(find_source("builtin", 10), False, LeftOut(), lambda amount: None)

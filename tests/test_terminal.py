@@ -20,11 +20,6 @@ def test_progress_on_a_terminal_is_a_bar(monkeypatch):
     assert "counting" in terminal.getvalue() and "/3" in terminal.getvalue()
 
 
-def test_progress_with_standard_error_closed(monkeypatch):
-    monkeypatch.setattr(sys, "stderr", None)
-    assert list(progress(range(3), "counting")) == [0, 1, 2]
-
-
 def test_progress_in_a_log_file_is_a_line_a_minute(capsys):
     """None in the first minute; 3 of 10 took 60 s, so 7 take 140 s. A length that is not known is left out."""
     seconds = itertools.count(0, 20)

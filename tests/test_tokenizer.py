@@ -217,15 +217,6 @@ def test_remap_keeps_end_of_text(small):
     assert np.count_nonzero(ids == small.end_of_text) == 2 and ids[-1] == small.end_of_text
 
 
-def test_share_spelled(small):
-    """Reported share of spelled tokens counted over token kinds, or of the kept ones."""
-    assert small.share_spelled(counts_of(STORY)) == 0
-    counts = counts_of(STORY) * 0
-    counts[[0, small.kept[270], 50_000]] = 1, 2, 1
-    assert small.share_spelled(counts) == 0.25
-    assert small.share_spelled(counts * 0) == 0 == gpt2().share_spelled(counts)
-
-
 # --- files
 
 
@@ -283,7 +274,8 @@ def test_hostile_file_is_refused(saved):
     with pytest.raises(UserError) as caught:
         Tokenizer.from_json(saved)
     message = str(caught.value)
-    assert "\n" not in message and len(message) < 300 and "prepare the corpus again" in message
+    assert "\n" not in message and len(message) < 300 and message.startswith("this is no vocabulary")
+    assert "corpus" not in message and "checkpoint" not in message  # it may be neither
 
 
 def damaged_tables():

@@ -68,7 +68,7 @@ class DataConfig:
     vocabulary: Literal["gpt2", "compact"] = "gpt2"  # all of GPT-2's tokens, or those that occur plus bytes
     max_vocab: int | None = None  # compact: keep only this many of the most frequent tokens (plus bytes)
     layout: Literal["padded", "packed"] = "padded"  # one story per row, or stories joined without a gap
-    validation_fraction: float = 0.1  # share of stories held out, where the source has no split of its own
+    validation_fraction: float = 0.1  # share of stories held out, unless a split or files named valid or test say which
     builtin_stories: int = 60_000  # how many stories the built-in storyteller writes
     drop_duplicates: bool = False  # keep only the first of identical stories
     fix_encoding: bool = False  # repair mis-decoded text such as â€œ

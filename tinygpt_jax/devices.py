@@ -1,34 +1,42 @@
 """What the program runs on: choosing a device, naming it, its peak rate, and the compilation cache."""
 
+import contextlib
 import os
+import re
 import sys
 from pathlib import Path
 from typing import Literal
 
-from tinygpt_jax.errors import UserError
+from tinygpt_jax.errors import UserError, first_line
 
 Device = Literal["auto", "cpu", "gpu"]
 
-USE_THE_GPU = "pip install 'jax[cuda12]' (or check JAX_PLATFORMS)"
+USE_THE_GPU = "pip install 'jax[cuda12]'"
 
-# Dense bfloat16 rates in FLOP/s from the makers' datasheets, by the name that JAX gives the device. The first
-# name that the device's contains counts.
+# Dense bfloat16 rates in FLOP/s from the makers' datasheets (float16 before the A100), by NVIDIA's names without what
+# `_DETAILS` matches: brands, the memory, and SXM, which has the full rate; a PCIe card's own rate is its own line.
 _PEAK_FLOPS = {
     "B200": 2250e12,
     "H200": 989e12,
-    "H100 PCIe": 756e12,
     "H100": 989e12,
+    "H100 PCIe": 756e12,
     "A100": 312e12,
+    "A100 PCIe": 312e12,
     "L40S": 362e12,
+    "L40": 181e12,
     "L4": 121e12,
     "A10": 125e12,
+    "A10G": 70e12,
     "RTX 4090": 165e12,
     "RTX 3090": 71e12,
     "T4": 65e12,
     "V100": 125e12,
+    "V100 PCIe": 112e12,
 }
+_DETAILS = re.compile(r"^(NVIDIA |Tesla |GeForce )+|[ -](SXM\d|\d+GB|HBM3e?)\b")
 
-
+# The file of a loaded NVIDIA driver.
+_NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
 # Whether Linux gives programs large pages: always, where they ask for them (madvise), or never.
 _HUGE_PAGES = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 # What glibc reads when a process starts, and how it then asks for them.
@@ -36,23 +44,26 @@ TUNABLES, HUGE_PAGES = "GLIBC_TUNABLES", "glibc.malloc.hugetlb=1"
 
 
 def restart_with_huge_pages() -> None:
-    """Start this program anew with glibc asking for pages of 2 MiB, where Linux leaves that to programs.
+    """Start this program anew with glibc asking for pages of 2 MiB, where it will run on a CPU and Linux has them.
 
     Each update on a CPU takes its working memory anew, and getting it in pages of 4 KiB takes a fifth of the
-    quickstart's time. glibc reads the setting when a process starts; others than glibc ignore it.
+    quickstart's time. glibc reads the setting when a process starts; others than glibc ignore it. Call it before
+    JAX is imported.
     """
-    if TUNABLES not in os.environ and _HUGE_PAGES.is_file() and "[madvise]" in _HUGE_PAGES.read_text():
+    platforms = os.environ.get("JAX_PLATFORMS") or ("cuda" if _NVIDIA_DRIVER.exists() else "cpu")
+    there = _HUGE_PAGES.is_file() and "[madvise]" in _HUGE_PAGES.read_text()
+    if platforms == "cpu" and there and TUNABLES not in os.environ:
         os.environ[TUNABLES] = HUGE_PAGES
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
 def cache_folder() -> Path:
     """The user's cache folder for this program: `$TINYGPT_CACHE`, else `tinygpt_jax` below `$XDG_CACHE_HOME`."""
-    chosen = os.environ.get("TINYGPT_CACHE")
-    if chosen:
+    chosen = os.environ.get("TINYGPT_CACHE") or f"{os.environ.get('XDG_CACHE_HOME') or '~/.cache'}/tinygpt_jax"
+    try:
         return Path(chosen).expanduser()
-    base = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(base).expanduser() / "tinygpt_jax"
+    except RuntimeError:  # a user without a home folder
+        raise UserError(f"there is no folder {chosen}; set TINYGPT_CACHE to one for the program's cache") from None
 
 
 def use_device(choice: Device = "auto", deterministic: bool = False) -> None:
@@ -62,7 +73,7 @@ def use_device(choice: Device = "auto", deterministic: bool = False) -> None:
     in which threads happen to finish, and does not choose kernels by timing them, which costs speed.
 
     Raises:
-        UserError: a GPU was asked for and JAX does not see one.
+        UserError: JAX cannot start the device, or a GPU was asked for and JAX does not see one.
     """
     if deterministic:
         flags = os.environ.get("XLA_FLAGS", "").split()
@@ -73,14 +84,20 @@ def use_device(choice: Device = "auto", deterministic: bool = False) -> None:
     if choice == "cpu":
         jax.config.update("jax_platforms", "cpu")
     if not getattr(jax.config, "jax_compilation_cache_dir", None):
-        jax.config.update("jax_compilation_cache_dir", str((cache_folder() / "compiled").absolute()))
+        compiled = (cache_folder() / "compiled").absolute()
+        with contextlib.suppress(OSError):  # compiling anew works too; doctor says what is wrong with the folder
+            compiled.mkdir(parents=True, exist_ok=True)
+            jax.config.update("jax_compilation_cache_dir", str(compiled))
     try:
         backend = jax.default_backend()
-    except RuntimeError as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"JAX cannot start its device: {reason}; try --device cpu") from None
+    except (RuntimeError, AssertionError) as error:
+        reason, remedy = first_line(error), "try --device cpu"
+        if not str(error):  # JAX_PLATFORMS=cuda without a GPU, or without JAX's part for it
+            reason = f"nothing here is JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS')}"
+            remedy = f"unset it, give --device cpu, or where an NVIDIA GPU is, {USE_THE_GPU}"
+        raise UserError(f"JAX cannot start its device: {reason}; {remedy}") from None
     if choice != "cpu" and gpu_is_unused():
-        advice = f"an NVIDIA GPU is here but JAX does not use it: {USE_THE_GPU}"
+        advice = f"an NVIDIA GPU is here but JAX does not use it: {USE_THE_GPU} (or check JAX_PLATFORMS)"
         if choice == "auto":
             print(f"warning: {advice}", file=sys.stderr)
         else:
@@ -95,7 +112,7 @@ def use_device(choice: Device = "auto", deterministic: bool = False) -> None:
 
 def gpu_is_unused() -> bool:
     """Whether the driver of an NVIDIA GPU is loaded and JAX runs on the CPU."""
-    return not has_accelerator() and Path("/proc/driver/nvidia/version").exists()
+    return not has_accelerator() and _NVIDIA_DRIVER.exists()
 
 
 def has_accelerator() -> bool:
@@ -106,22 +123,32 @@ def has_accelerator() -> bool:
 
 
 def describe_devices() -> str:
-    """For example `4 x NVIDIA H100` or `CPU, 2 cores`."""
+    """For example `4 x NVIDIA H100 80GB HBM3` or `CPU, 2 cores (AVX-512, AMX)`."""
     import jax
 
     devices = jax.devices()
-    if devices[0].platform == "cpu":
-        return f"CPU, {os.cpu_count()} cores" + (f", as {len(devices)} devices" if len(devices) > 1 else "")
-    return (f"{len(devices)} x " if len(devices) > 1 else "") + devices[0].device_kind
+    if devices[0].platform != "cpu":
+        return (f"{len(devices)} x " if len(devices) > 1 else "") + devices[0].device_kind
+    sets = instruction_sets()
+    described = f"CPU, {os.cpu_count()} cores" + (f" ({', '.join(sets)})" if sets else "")
+    return described + (f", as {len(devices)} devices" if len(devices) > 1 else "")
 
 
-def peak_flops() -> float | None:
-    """Dense bfloat16 FLOP/s of all devices together, where the datasheet is known."""
+def instruction_sets(cpuinfo: Path = Path("/proc/cpuinfo")) -> list[str]:
+    """What an x86 CPU has for arithmetic on many numbers at once, as far as Linux tells."""
+    flags = set(cpuinfo.read_text().split("flags", 1)[-1].split("\n", 1)[0].split()) if cpuinfo.exists() else set()
+    vectors = ("AVX-512", "avx512f") if "avx512f" in flags else ("AVX2", "avx2")
+    return [name for name, flag in (vectors, ("AMX", "amx_tile")) if flag in flags]
+
+
+def peak_flops(kind: str | None = None) -> float | None:
+    """Dense bfloat16 FLOP/s of all devices together, where the datasheet is known; or of one that JAX calls `kind`."""
     import jax
 
-    kind = jax.devices()[0].device_kind
-    peak = next((rate for name, rate in _PEAK_FLOPS.items() if name in kind), None)
-    return peak and peak * jax.device_count()
+    if kind is None:
+        peak = peak_flops(jax.devices()[0].device_kind)
+        return peak and peak * jax.device_count()
+    return _PEAK_FLOPS.get(_DETAILS.sub("", kind).replace("-PCIE", " PCIe"))
 
 
 def device_memory() -> int:

@@ -6,18 +6,12 @@ import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from tinygpt_jax.devices import (
-    USE_THE_GPU,
-    Device,
-    cache_folder,
-    describe_devices,
-    gpu_is_unused,
-    main_memory,
-    use_device,
-)
+from tinygpt_jax import devices
+from tinygpt_jax.devices import Device, cache_folder
+from tinygpt_jax.errors import UserError, first_line
 
 PACKAGES = (
     "jax jaxlib flax optax orbax-checkpoint grain tiktoken numpy datasets pyarrow matplotlib wordcloud tyro safetensors"
@@ -37,20 +31,25 @@ class Finding:
 
 
 def examine(device: Device = "auto") -> Iterator[Finding]:
-    """Look at versions, device, memory and folders, and try out training and checkpoints: a few seconds."""
+    """Look at versions, memory, folders and device, and try out training and checkpoints: a few seconds."""
     checks: dict[str, Callable[[], Iterator[Finding]]] = {
         "versions": _versions,
-        "device": lambda: _device(device),
         "memory": _memory,
         "folders": _folders,
+        "device": lambda: _device(device),
         "self-test": _self_test,
     }
     for name, check in checks.items():
         try:
-            yield from check()
+            for finding in check():
+                yield finding if finding.problem else replace(finding, remedy="")
         except Exception as error:  # whatever it is, it is what the doctor was called for
-            reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}"
-            yield Finding(name, "failed", reason, "mend what it says; else reinstall: pip install -e .")
+            problem, remedy = f"{type(error).__name__}: {first_line(error)}", "mend what it says; else pip install -e ."
+            if isinstance(error, UserError):
+                problem, _, remedy = str(error).partition("; ")
+            yield Finding(name, "failed", problem, remedy or "do what it says")
+            if name == "device":  # without one, nothing can be tried out
+                return
 
 
 def _versions() -> Iterator[Finding]:
@@ -63,27 +62,11 @@ def _versions() -> Iterator[Finding]:
             yield Finding(package, "not installed", "it is needed", "pip install -e .")
 
 
-def _device(choice: Device) -> Iterator[Finding]:
-    use_device(choice)
-    if choice != "cpu" and gpu_is_unused():
-        yield Finding("device", describe_devices(), "an NVIDIA GPU is here but JAX does not use it", USE_THE_GPU)
-    else:
-        yield Finding("device", describe_devices())
-
-
 def _memory() -> Iterator[Finding]:
-    import jax
-
-    statistics = jax.devices()[0].memory_stats() or {}
-    if "bytes_limit" in statistics:
-        yield Finding("device memory", f"{_gib(statistics['bytes_limit'])} for JAX")
-    available, total = main_memory()
-    value = f"{_gib(available)} of {_gib(total)} available"
-    if available < _ENOUGH_MEMORY:
-        remedy = "end other programs, or train a smaller model (--batch-size, --d-model)"
-        yield Finding("memory", value, f"less than {_gib(_ENOUGH_MEMORY)}", remedy)
-    else:
-        yield Finding("memory", value)
+    available, total = devices.main_memory()
+    problem = f"less than {_gib(_ENOUGH_MEMORY)}" if available < _ENOUGH_MEMORY else ""
+    remedy = "end other programs, or train a smaller model (--batch-size, --d-model)"
+    yield Finding("memory", f"{_gib(available)} of {_gib(total)} available", problem, remedy)
 
 
 def _folders() -> Iterator[Finding]:
@@ -100,10 +83,17 @@ def _folder(name: str, folder: Path, remedy: str) -> Finding:
             free = shutil.disk_usage(folder).free
     except OSError as error:
         return Finding(name, str(folder), f"cannot be written to: {error.strerror}", remedy)
-    value = f"{folder}, {_gib(free)} free"
-    if free < _ENOUGH_DISK:
-        return Finding(name, value, f"less than {_gib(_ENOUGH_DISK)} free", f"free some space, or {remedy}")
-    return Finding(name, value)
+    problem = f"less than {_gib(_ENOUGH_DISK)} free" if free < _ENOUGH_DISK else ""
+    return Finding(name, f"{folder}, {_gib(free)} free", problem, f"free some space, or {remedy}")
+
+
+def _device(choice: Device) -> Iterator[Finding]:
+    devices.use_device(choice)
+    unused = choice != "cpu" and devices.gpu_is_unused()
+    problem = "an NVIDIA GPU is here but JAX does not use it" if unused else ""
+    yield Finding("device", devices.describe_devices(), problem, devices.USE_THE_GPU)
+    if devices.has_accelerator():
+        yield Finding("device memory", f"{_gib(devices.device_memory())} for JAX")
 
 
 def _self_test() -> Iterator[Finding]:
@@ -116,40 +106,37 @@ def _self_test() -> Iterator[Finding]:
     from tinygpt_jax.model import GPT
     from tinygpt_jax.runs.checkpoint_files import Progress
     from tinygpt_jax.tokenizer import compact
-    from tinygpt_jax.training import checkpoint
+    from tinygpt_jax.training import checkpoint, step
     from tinygpt_jax.training.optimizer import make_optimizer
-    from tinygpt_jax.training.step import data_mesh, initial_state, make_train_step, put_batch, replicated
 
-    vocabulary, mesh, steps = compact(np.zeros(50_257, np.int64)), data_mesh(), 20
+    vocabulary, mesh, steps = compact(np.zeros(50_257, np.int64)), step.data_mesh(), 20
     model = ModelConfig(vocabulary.vocab_size, 16, n_layers=1, n_heads=2, d_model=32, d_ff=64, dropout=0.0)
     training = TrainingConfig(batch_size=8 * mesh.size, compute_dtype="float32")
     config = Config(model, optimizer=OptimizerConfig(learning_rate=1e-2), training=training)
     optimizer = make_optimizer(config.optimizer, steps)
-    state = initial_state(GPT(model), optimizer, 0, mesh)
-    update = make_train_step(GPT(model), optimizer, training, mesh)
+    state = step.initial_state(GPT(model), optimizer, 0, mesh)
+    update = step.make_train_step(GPT(model), optimizer, training, mesh)
     tokens = np.random.default_rng(0).integers(0, model.vocab_size, (training.batch_size, 17)).astype(np.int32)
-    batch = put_batch(Batch(tokens[:, :-1], tokens[:, 1:], np.ones((training.batch_size, 16), bool)), mesh)
+    batch = step.put_batch(Batch(tokens[:, :-1], tokens[:, 1:], np.ones((training.batch_size, 16), bool)), mesh)
 
     start, losses = time.monotonic(), []
-    for step in range(steps):
-        state, metrics = update(state, batch, step)
+    for number in range(steps):
+        state, metrics = update(state, batch, number)
         losses.append(float(metrics.loss))
     value = f"{steps} updates in {time.monotonic() - start:.1f} s, loss {losses[0]:.2f} to {losses[-1]:.2f}"
-    if losses[-1] < 0.9 * losses[0]:
-        yield Finding("training", value)
-    else:
-        yield Finding("training", value, "the loss did not fall", "reinstall jax, or try --device cpu")
+    problem = "" if losses[-1] < 0.9 * losses[0] else "the loss did not fall"
+    yield Finding("training", value, problem, "reinstall jax, or try --device cpu")
 
     with tempfile.TemporaryDirectory() as folder:
         saved = checkpoint.save(Path(folder), state, Progress(steps, None), config, vocabulary)
         size = sum(path.stat().st_size for path in saved.folder.rglob("*") if path.is_file())
         problem = saved.problem() or ""
-        restored = checkpoint.restore_state(saved, optimizer, replicated(mesh))
+        restored = checkpoint.restore_state(saved, optimizer, step.replicated(mesh))
     pairs = zip(jax.tree.leaves(state), jax.tree.leaves(restored), strict=True)
     if not problem and not all(np.array_equal(a, b) for a, b in pairs):
         problem = "what was restored is not what was saved"
-    remedy = "check the disk, or reinstall orbax-checkpoint" if problem else ""
-    yield Finding("checkpoint", f"{size / 1000:.0f} kB saved and restored", problem, remedy)
+    value = f"{size / 1000:.0f} kB saved and restored"
+    yield Finding("checkpoint", value, problem, "check the disk, or reinstall orbax-checkpoint")
 
 
 def _gib(size: float) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Integer
 
 from tinygpt_jax import functional as F
 from tinygpt_jax.data.batches import Batch, EvaluationBatches, Rows
@@ -18,7 +18,7 @@ from tinygpt_jax.errors import UserError
 from tinygpt_jax.model import GPT
 from tinygpt_jax.tokenizer import Tokenizer
 
-_LOGITS_BYTES = 2**28  # evaluate as many positions at once as have logits of this size
+_EVALUATED_BYTES = 2**28  # evaluate as many positions at once as have logits of this size
 _COUNTED_AT_ONCE = 2**24  # tokens; counting needs 8 bytes for each
 
 
@@ -68,11 +68,11 @@ def evaluate(
     return Evaluation(nats / tokens, correct / tokens, int(tokens), None if token_bytes is None else int(n_bytes))
 
 
-def unigram(split: Split, token_bytes: Int[np.ndarray, " v"]) -> Evaluation:
-    """The best that a model without context could do on a split: each token's probability is its frequency there."""
+def unigram(tokens: Integer[np.ndarray, " n"], token_bytes: Int[np.ndarray, " v"]) -> Evaluation:
+    """The best that a model without context could do on some tokens: each one's probability is its frequency there."""
     counts = np.zeros(len(token_bytes), np.int64)
-    for first in range(0, len(split.tokens), _COUNTED_AT_ONCE):
-        counts += np.bincount(split.tokens[first : first + _COUNTED_AT_ONCE], minlength=len(counts))
+    for first in range(0, len(tokens), _COUNTED_AT_ONCE):
+        counts += np.bincount(tokens[first : first + _COUNTED_AT_ONCE], minlength=len(counts))
     frequency = counts[counts > 0] / counts.sum()
     entropy = -np.sum(frequency * np.log(frequency))
     return Evaluation(float(entropy), float(frequency.max()), int(counts.sum()), int(counts @ token_bytes))
@@ -140,7 +140,7 @@ def _batch_sums(
 
     # All positions' logits together would be the largest array by far. Cutting time, not rows, leaves a batch
     # that is sharded over devices as it is.
-    at_once = max(1, _LOGITS_BYTES // (4 * inputs.shape[0] * model.config.vocab_size))
+    at_once = max(1, _EVALUATED_BYTES // (4 * inputs.shape[0] * model.config.vocab_size))
     positions = jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), (hidden, targets, mask))
     nats, correct = jax.lax.map(sums_at_position, positions, batch_size=min(at_once, inputs.shape[1]))
     return jnp.sum(nats), jnp.sum(correct), jnp.sum(mask), jnp.sum(jnp.where(mask, token_bytes[targets], 0))

@@ -9,7 +9,7 @@
 
 import dataclasses
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,7 +20,7 @@ from safetensors.numpy import save_file
 
 from tinygpt_jax.config import Config, DataConfig, ModelConfig
 from tinygpt_jax.errors import UserError
-from tinygpt_jax.files import disk_errors, write_atomically
+from tinygpt_jax.files import disk_errors, read_text, sync, write_atomically
 from tinygpt_jax.model import abstract_params
 from tinygpt_jax.runs.checkpoint_files import Progress, checkpoints
 from tinygpt_jax.runs.folder import check_folder, sole_process
@@ -33,8 +33,7 @@ from tinygpt_jax.training.step import TrainState
 Parsed = TypeVar("Parsed")
 
 PARAMETERS, CONFIG, VOCABULARY = "model.safetensors", "config.json", "tokenizer.json"
-_MAX_HEADER_BYTES = 2**20  # a thousand layers need half of it
-_MAX_JSON_BYTES = 2**20
+_MOST_BYTES = 2**20  # of a JSON file, and of the parameters' header: a thousand layers need half of it
 
 
 def export_model(run: Run, folder: Path) -> None:
@@ -50,9 +49,13 @@ def export_model(run: Run, folder: Path) -> None:
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         try:
-            save_file(_flatten(run.params), partial / PARAMETERS, metadata={"step": str(run.step)})
             (partial / CONFIG).write_text(_portable(run.config).to_json(), encoding="utf-8")
             (partial / VOCABULARY).write_text(run.tokenizer.to_json(), encoding="utf-8")
+            arrays = {name: np.asarray(x) for name, x in _leaves(run.params).items()}
+            save_file(arrays, partial / PARAMETERS, metadata={"step": str(run.step)})
+            shutil.copymode(partial / CONFIG, partial / PARAMETERS)  # safetensors lets nobody else read it
+            for path in partial.iterdir():
+                sync(path)
             partial.rename(folder)
         except SafetensorError as error:
             raise UserError(f"cannot write {folder / PARAMETERS}: {error}") from None
@@ -70,8 +73,8 @@ def import_model(folder: Path, workdir: Path) -> None:
     """
     check_folder(workdir)
     for name in (PARAMETERS, CONFIG, VOCABULARY):
-        if (folder / name).exists() and not (folder / name).is_file():  # a pipe, say, that we would wait for for ever
-            raise UserError(f"{folder / name} is not a file")
+        if not (folder / name).is_file():  # a pipe, say, that we would wait for for ever
+            raise UserError(f"{folder / name} is not a file; give a folder that experiments.export wrote")
     config = _parsed(Config.from_json, folder / CONFIG)
     tokenizer = _parsed(Tokenizer.from_json, folder / VOCABULARY)
     if tokenizer.vocab_size != config.model.vocab_size:
@@ -81,7 +84,7 @@ def import_model(folder: Path, workdir: Path) -> None:
     params = read_parameters(folder / PARAMETERS, config.model)
     optimizer = make_optimizer(config.optimizer, total_steps=1)  # the number does not change its state's form
     state = TrainState(jax.numpy.int32(0), params, jax.jit(optimizer.init)(params))
-    with sole_process(workdir):
+    with sole_process(workdir), disk_errors(workdir, "make room or give permission there, or choose another --workdir"):
         if checkpoints(workdir):
             raise UserError(f"{workdir} holds a run; choose another --workdir")
         config = _portable(config)
@@ -93,63 +96,38 @@ def read_parameters(path: Path, config: ModelConfig) -> Any:
     """The parameters of a model of this form. Names, dtypes and shapes are compared before anything is loaded.
 
     Raises:
-        UserError: the file is not a safetensors file with exactly the model's parameters in float32.
+        UserError: the file is not a safetensors file with exactly the model's parameters in float32, all finite.
     """
-    expected = {name: x.shape for name, x in _leaves(abstract_params(config)).items()}
-    _check_header_size(path)
+    with path.open("rb") as file:
+        header = int.from_bytes(file.read(8), "little")  # so long is the header that has to be parsed
+    if header > _MOST_BYTES:
+        raise UserError(f"{path} is not a safetensors file of a model: its header would have {header:,} bytes")
+    form = abstract_params(config)
+    expected = {name: x.shape for name, x in _leaves(form).items()}
     try:
         with safe_open(path, framework="np") as file:
-            _check_names(path, set(file.keys()), set(expected))
+            found = set(file.keys())
+            if missing := set(expected) - found:
+                raise UserError(f"{path} lacks {min(missing)}, which the model of {CONFIG} has")
+            if unknown := found - set(expected):
+                raise UserError(f"{path} has {min(unknown)[:100]!r}, which the model of {CONFIG} has not")
             for name, shape in expected.items():
                 part = file.get_slice(name)
                 if part.get_dtype() != "F32" or tuple(part.get_shape()) != shape:
-                    found = f"{part.get_dtype()} {part.get_shape()}"
-                    raise UserError(f"{path}: {name} is {found}, and the model of {CONFIG} has F32 {list(shape)}")
+                    has = f"{part.get_dtype()} {part.get_shape()}"
+                    raise UserError(f"{path}: {name} is {has}, and the model of {CONFIG} has F32 {list(shape)}")
             arrays = {name: file.get_tensor(name) for name in expected}
     except SafetensorError as error:
         raise UserError(f"{path} is not a whole safetensors file: {error}") from None
-    return _unflatten(arrays)
+    if broken := [name for name, array in arrays.items() if not np.isfinite(array).all()]:
+        raise UserError(f"{path}: {broken[0]} has numbers that are not finite; export the model again from a run")
+    return jax.tree.map(jax.numpy.asarray, jax.tree.unflatten(jax.tree.structure(form), arrays.values()))
 
 
-def _check_header_size(path: Path) -> None:
-    """The first 8 bytes of the format say how long the header is that has to be parsed."""
-    try:
-        with path.open("rb") as file:
-            size = int.from_bytes(file.read(8), "little")
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}") from None
-    if size > _MAX_HEADER_BYTES:
-        raise UserError(f"{path} is not a safetensors file of a model: its header would have {size:,} bytes")
-
-
-def _check_names(path: Path, found: set[str], expected: set[str]) -> None:
-    if missing := expected - found:
-        raise UserError(f"{path} lacks {min(missing)}, which the model of {CONFIG} has")
-    if unknown := found - expected:
-        raise UserError(f"{path} has {min(unknown)[:100]!r}, which the model of {CONFIG} has not")
-
-
-def _flatten(params: Any) -> dict[str, np.ndarray]:
-    return {name: np.asarray(x) for name, x in _leaves(params).items()}
-
-
-def _leaves(params: Mapping[str, Any], path: str = "") -> dict[str, Any]:
-    """Nested dictionaries as one, with the names joined by dots."""
-    leaves: dict[str, Any] = {}
-    for name, value in params.items():
-        leaves |= _leaves(value, f"{path}{name}.") if isinstance(value, Mapping) else {path + name: value}
-    return leaves
-
-
-def _unflatten(leaves: Mapping[str, np.ndarray]) -> Any:
-    params: dict[str, Any] = {}
-    for path, array in leaves.items():
-        *parents, name = path.split(".")
-        place = params
-        for parent in parents:
-            place = place.setdefault(parent, {})
-        place[name] = jax.numpy.asarray(array)
-    return params
+def _leaves(params: Any) -> dict[str, Any]:
+    """The leaves of nested dictionaries, in their order, with their names joined by dots."""
+    leaves = jax.tree.leaves_with_path(params)
+    return {jax.tree_util.keystr(path, simple=True, separator="."): leaf for path, leaf in leaves}
 
 
 def _portable(config: Config) -> Config:
@@ -161,19 +139,8 @@ def _portable(config: Config) -> Config:
 
 
 def _parsed(parse: Callable[[str], Parsed], path: Path) -> Parsed:
-    text = _read_text(path)
+    text = read_text(path, _MOST_BYTES)
     try:
         return parse(text)
     except UserError as error:
-        raise UserError(f"{path}: {error}") from None
-
-
-def _read_text(path: Path) -> str:
-    try:
-        if path.stat().st_size > _MAX_JSON_BYTES:
-            raise UserError(f"{path} has {path.stat().st_size:,} bytes, more than any model's")
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError:
-        raise UserError(f"{path} is damaged: not UTF-8") from None
-    except OSError as error:
-        raise UserError(f"{path}: {error.strerror}; give a folder that experiments.export wrote") from None
+        raise UserError(f"{path}: {error}; export the model again") from None

@@ -55,8 +55,13 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def read_text(path: Path, most_bytes: int = MAX_JSON_BYTES) -> str:
+def read_text(path: Path, most_bytes: int = MAX_JSON_BYTES, errors: str = "strict") -> str:
     """The text of a file that may be a stranger's.
+
+    Args:
+        path: the file.
+        most_bytes: what is larger is not read.
+        errors: `replace` for U+FFFD in place of what is not UTF-8, so that the rest can be used.
 
     Raises:
         UserError: it cannot be read, is no file (a pipe would be waited for for ever), too large, or not UTF-8.
@@ -67,7 +72,7 @@ def read_text(path: Path, most_bytes: int = MAX_JSON_BYTES) -> str:
         if path.stat().st_size > most_bytes:
             raise UserError(f"{path} has {path.stat().st_size:,} bytes, more than this program ever writes there")
         try:
-            return path.read_text(encoding="utf-8")
+            return path.read_text(encoding="utf-8", errors=errors)
         except UnicodeDecodeError:
             raise UserError(f"{path} is damaged: not UTF-8") from None
 
@@ -98,7 +103,13 @@ def locked(path: Path, busy: Callable[[str], None]) -> Iterator[None]:
     """
     while True:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a+") as file:
+        try:
+            file = path.open("a+")
+        except FileNotFoundError:
+            if path.parent.exists():
+                raise
+            continue  # who held the lock has removed it with its folder just now
+        with file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:

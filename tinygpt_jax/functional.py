@@ -11,52 +11,15 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, DTypeLike, Float, Int, Key
+from jaxtyping import Array, Bool, Float, Int, Key
 
 
 def linear(
     x: Float[Array, "*batch i"], weight: Float[Array, "i o"], bias: Float[Array, " o"] | None = None
 ) -> Float[Array, "*batch o"]:
     """x W + b, applied to the last axis."""
-    y = _matrix_product(x.reshape(-1, x.shape[-1]), weight.astype(x.dtype))
-    y = y if bias is None else y + _spread(bias, y)
-    return y.reshape(*x.shape[:-1], weight.shape[-1])
-
-
-@jax.custom_vjp
-def _matrix_product(rows, weight):
-    """rows @ weight. The gradient is the one that autodiff gives, with a say in how a CPU computes it."""
-    return rows @ weight
-
-
-def _matrix_product_forward(rows, weight):
-    return rows @ weight, (rows, weight)
-
-
-def _matrix_product_backward(residuals, gradient):
-    rows, weight = residuals
-    return gradient @ weight.T, product_over_rows(rows, gradient)
-
-
-_matrix_product.defvjp(_matrix_product_forward, _matrix_product_backward)
-
-
-def product_over_rows(
-    a: Float[Array, "r i"], b: Float[Array, "r o"], dtype: DTypeLike | None = None
-) -> Float[Array, "i o"]:
-    """a.T @ b: what all rows together say about a weight. The result has `dtype`, or that of the arguments."""
-
-    def product(a, b):
-        return jnp.einsum("ri,ro->io", a, b, preferred_element_type=dtype)
-
-    def product_on_cpu(a, b):
-        # A tenth to a half faster with the narrower matrix on the left, laid out in the order in which it is read.
-        # The barriers keep XLA from taking these transpositions out again.
-        if a.shape[1] > b.shape[1]:
-            return jax.lax.optimization_barrier(product_on_cpu(b, a)).T
-        return jnp.matmul(jax.lax.optimization_barrier(a.T), b, preferred_element_type=dtype)
-
-    return jax.lax.platform_dependent(a, b, cpu=product_on_cpu, default=product)
+    y = x @ weight.astype(x.dtype)
+    return y if bias is None else y + _spread(bias, y)
 
 
 def layer_norm(
@@ -130,16 +93,20 @@ def attention(
     key: Float[Array, "*heads k e"],
     value: Float[Array, "*heads k e"],
     mask: Bool[Array, "..."] | None = None,
+    causal: bool = False,
 ) -> Float[Array, "*heads q e"]:
     """Scaled dot-product attention, softmax(Q K^T / sqrt(e)) V (Vaswani et al. 2017, eq. 1).
 
     Args:
         query, key, value: any leading axes (batch, heads), then positions, then the features of a head.
-        mask: of the same rank as the scores `[*heads, q, k]`, or of rank 2; True where a query may look.
-            A query that may look nowhere gets zeros.
+        mask: of the same rank as the scores `[*heads, q, k]`, or of rank 2; True where a query may look. Without
+            one it may look everywhere. A query that may look nowhere gets zeros.
+        causal: `causal_mask` takes the place of the mask.
     """
     scale = query.shape[-1] ** -0.5
     scores = jnp.einsum("...qe,...ke->...qk", query, key, preferred_element_type=jnp.float32) * scale
+    if causal:
+        mask = causal_mask(query.shape[-2], key.shape[-2])
     if mask is not None:
         mask = mask.reshape((1,) * (scores.ndim - mask.ndim) + mask.shape)
         scores = jnp.where(mask, scores, jnp.finfo(jnp.float32).min)
@@ -166,28 +133,24 @@ def dropout(key: Key[Array, ""], x: Float[Array, "*shape"], rate: float) -> Floa
     return jnp.where(octets < keep, x * (256 / keep), jnp.zeros_like(x))
 
 
-@jax.custom_vjp
 def embed(table: Float[Array, "v d"], tokens: Int[Array, "*batch"]) -> Float[Array, "*batch d"]:
-    """The table's row for each token. Its gradient adds up, per row, what the row's occurrences receive."""
+    """The table's row for each token."""
     return table[tokens]
 
 
-def _embed_forward(table, tokens):
-    return table[tokens], (tokens, table.shape[0])
+def token_logits(hidden: Float[Array, "*batch d"], head: Float[Array, "v d"]) -> Float[Array, "*batch v"]:
+    """How well each token's row of the head fits each hidden state: their product, in float32."""
+    return jnp.einsum("...d,vd->...v", hidden, head.astype(hidden.dtype), preferred_element_type=jnp.float32)
 
 
-def _embed_backward(residuals, gradient):
-    # Adding in order of the token keeps equal rows side by side. The plain scatter-add that autodiff writes
-    # sends NVIDIA's threads to compete for the row of each frequent token: hundreds of times slower.
-    tokens, vocab_size = residuals
-    tokens = tokens.reshape(-1)
-    order = jnp.argsort(tokens)
-    rows = gradient.reshape(-1, gradient.shape[-1])[order]
-    table_gradient = jax.ops.segment_sum(rows, tokens[order], vocab_size, indices_are_sorted=True)
-    return table_gradient, None
-
-
-embed.defvjp(_embed_forward, _embed_backward)
+def head_cross_entropy(
+    hidden: Float[Array, "b t d"],
+    head: Float[Array, "v d"],
+    targets: Int[Array, "b t"],
+    mask: Bool[Array, "b t"] | None = None,
+) -> Float[Array, ""]:
+    """`cross_entropy` of the `token_logits` of hidden states."""
+    return cross_entropy(token_logits(hidden, head), targets, mask)
 
 
 def cross_entropy(

@@ -1,4 +1,7 @@
-"""The GPT as Flax modules: they own the parameters and call `functional`. The mathematics is not here.
+"""The GPT as Flax modules: they own the parameters and call pure functions. The mathematics is not here.
+
+The functions are those of `functional`, the plain formulas, unless a module is given others of the same names:
+`fused`, which are arranged for a machine and have no forward-mode derivative (`jax.jvp`, `jax.hessian`).
 
 Initialisation: weight matrices are normal with variance 1 / inputs, so that what comes out is as large as what goes in
 at any width (LeCun et al. 1998, 4.6); the two that write to the residual stream of a block are divided by
@@ -14,12 +17,8 @@ import jax.numpy as jnp
 from flax.linen.initializers import normal, ones, zeros
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from tinygpt_jax import functional as F
+from tinygpt_jax import functional
 from tinygpt_jax.config import ModelConfig
-from tinygpt_jax.fused import causal_attention, head_cross_entropy
-
-# From this length on, attention takes memory in proportion to the length and not to its square.
-LONG_CONTEXT = 512
 
 # Keys and values of one layer, each [batch, heads, capacity, head_dim].
 LayerCache = tuple[Float[Array, "b h c e"], Float[Array, "b h c e"]]
@@ -32,11 +31,13 @@ class GPT(nn.Module):
         config: shapes and variants.
         compute_dtype: dtype of activations and products; parameters and logits are float32.
         remat: recompute each block in the backward pass instead of keeping its activations.
+        arithmetic: the module of the functions, `functional` or `fused`.
     """
 
     config: ModelConfig
     compute_dtype: Any = jnp.float32
     remat: bool = False
+    arithmetic: Any = functional
 
     def setup(self) -> None:
         """Declare the parameters; `ModelConfig` says which there are."""
@@ -45,9 +46,9 @@ class GPT(nn.Module):
         if c.positions == "learned":
             self.position_embedding = self.param("position_embedding", normal(0.01), (c.context_length, c.d_model))
         block = nn.remat(Block) if self.remat else Block
-        self.blocks = [block(c) for _ in range(c.n_layers)]
+        self.blocks = [block(c, self.arithmetic) for _ in range(c.n_layers)]
         if c.norm == "pre":
-            self.final_norm = LayerNorm(c.d_model)
+            self.final_norm = LayerNorm(c, self.arithmetic)
         if not c.tie_embeddings:
             self.head_weight = self.param("head_weight", normal(0.02), (c.vocab_size, c.d_model))
 
@@ -61,13 +62,11 @@ class GPT(nn.Module):
         targets: Int[Array, "b t"],
         mask: Bool[Array, "b t"],
         dropout_key: Key[Array, ""] | None = None,
-        *,
-        chunks: int = 1,
-        vocab_multiple: int = 1,
+        **arrangement: int,
     ) -> Float[Array, ""]:
-        """Mean cross-entropy in nats, by `fused.head_cross_entropy`, which the last two arguments go to."""
+        """Mean cross-entropy in nats, by `head_cross_entropy`; of `fused`, it takes further settings by name."""
         hidden = self.hidden(tokens, dropout_key)
-        return head_cross_entropy(hidden, self._head(), targets, mask, chunks=chunks, vocab_multiple=vocab_multiple)
+        return self.arithmetic.head_cross_entropy(hidden, self._head(), targets, mask, **arrangement)
 
     def hidden(self, tokens: Int[Array, "b t"], dropout_key: Key[Array, ""] | None = None) -> Float[Array, "b t d"]:
         """The last hidden states, in the compute dtype."""
@@ -78,10 +77,9 @@ class GPT(nn.Module):
         if dropout_key is not None:
             keys = list(jax.random.split(dropout_key, len(keys)))
         x = self._embed(tokens, jnp.arange(length)[None, :])
-        x = _dropout(keys[0], x, self.config.dropout)
-        mask = F.causal_mask(length) if length < LONG_CONTEXT else None
+        x = _dropout(self.arithmetic, keys[0], x, self.config.dropout)
         for block, key in zip(self.blocks, keys[1:], strict=True):
-            x, _ = block(x, mask, key)
+            x, _ = block(x, key)
         return self.final_norm(x) if self.config.norm == "pre" else x
 
     def decode(
@@ -103,7 +101,7 @@ class GPT(nn.Module):
         mask = (key_columns <= columns[:, :, None]) & (key_columns >= start[:, None, None])
         layers = []
         for block, layer in zip(self.blocks, cache, strict=True):
-            x, layer = block(x, mask[:, None], None, layer, column)
+            x, layer = block(x, None, layer, column, mask[:, None])
             layers.append(layer)
         x = x[:, -1:]
         if self.config.norm == "pre":
@@ -111,7 +109,7 @@ class GPT(nn.Module):
         return self.logits(x)[:, 0], tuple(layers)
 
     def _embed(self, tokens: Int[Array, "b t"], positions: Int[Array, "#b t"]) -> Float[Array, "b t d"]:
-        c = self.config
+        c, F = self.config, self.arithmetic
         x = F.embed(self.token_embedding, tokens)
         if c.positions == "learned":
             x = x + F.embed(self.position_embedding, positions)
@@ -125,61 +123,62 @@ class GPT(nn.Module):
 
     def logits(self, hidden: Float[Array, "b t d"]) -> Float[Array, "b t v"]:
         """Float32 logits from hidden states."""
-        head = self._head().astype(hidden.dtype)
-        return jnp.einsum("btd,vd->btv", hidden, head, preferred_element_type=jnp.float32)
+        return self.arithmetic.token_logits(hidden, self._head())
 
 
-class Block(nn.Module):
-    """Attention and feed-forward, each with dropout, a residual connection and a LayerNorm after or before it."""
+class _Part(nn.Module):
+    """What every part of the model is given."""
 
     config: ModelConfig
+    arithmetic: Any = functional
+
+
+class Block(_Part):
+    """Attention and feed-forward, each with dropout, a residual connection and a LayerNorm after or before it."""
 
     def setup(self) -> None:
         """Declare the sub-layers."""
-        self.attention = SelfAttention(self.config)
-        self.attention_norm = LayerNorm(self.config.d_model)
-        self.feed_forward = FeedForward(self.config)
-        self.feed_forward_norm = LayerNorm(self.config.d_model)
+        given = (self.config, self.arithmetic)
+        self.attention, self.attention_norm = SelfAttention(*given), LayerNorm(*given)
+        self.feed_forward, self.feed_forward_norm = FeedForward(*given), LayerNorm(*given)
 
     def __call__(
         self,
         x: Float[Array, "b t d"],
-        mask: Bool[Array, "..."] | None,
         dropout_key: Key[Array, ""] | None = None,
         cache: LayerCache | None = None,
         column: Int[Array, ""] | None = None,
+        mask: Bool[Array, "b 1 t c"] | None = None,
     ) -> tuple[Float[Array, "b t d"], LayerCache | None]:
-        """One layer. With a cache, keys and values of `x` are written to it at `column`, and all of it is read."""
-        rate = self.config.dropout
+        """One layer. With a cache, keys and values of `x` go into it at `column`, and it is read under `mask`."""
+        F, rate = self.arithmetic, self.config.dropout
         keys = (None, None) if dropout_key is None else jax.random.split(dropout_key)
         if self.config.norm == "pre":
-            update, cache = self.attention(self.attention_norm(x), mask, cache, column)
-            x = x + _dropout(keys[0], update, rate)
+            update, cache = self.attention(self.attention_norm(x), cache, column, mask)
+            x = x + _dropout(F, keys[0], update, rate)
             update = self.feed_forward(self.feed_forward_norm(x))
-            x = x + _dropout(keys[1], update, rate)
+            x = x + _dropout(F, keys[1], update, rate)
         else:
-            update, cache = self.attention(x, mask, cache, column)
-            x = self.attention_norm(x + _dropout(keys[0], update, rate))
+            update, cache = self.attention(x, cache, column, mask)
+            x = self.attention_norm(x + _dropout(F, keys[0], update, rate))
             update = self.feed_forward(x)
-            x = self.feed_forward_norm(x + _dropout(keys[1], update, rate))
+            x = self.feed_forward_norm(x + _dropout(F, keys[1], update, rate))
         return x, cache
 
 
-class SelfAttention(nn.Module):
-    """Multi-head attention of a sequence to itself (Vaswani et al. 2017, 3.2.2)."""
-
-    config: ModelConfig
+class SelfAttention(_Part):
+    """Causal multi-head attention of a sequence to itself (Vaswani et al. 2017, 3.2.2 and 3.2.3)."""
 
     @nn.compact
     def __call__(
         self,
         x: Float[Array, "b t d"],
-        mask: Bool[Array, "..."] | None,
         cache: LayerCache | None = None,
         column: Int[Array, ""] | None = None,
+        mask: Bool[Array, "b 1 t c"] | None = None,
     ) -> tuple[Float[Array, "b t d"], LayerCache | None]:
-        """Mix positions where `mask` allows it, or, without one, causally; see `Block` for the cache."""
-        d, n_heads = self.config.d_model, self.config.n_heads
+        """Mix each position with those before it; see `Block` for the cache."""
+        F, d, n_heads = self.arithmetic, self.config.d_model, self.config.n_heads
         # One product for queries, keys and values keeps the device busier than three.
         qkv_weight = self.param("qkv_weight", normal(d**-0.5), (d, 3 * d))
         qkv_bias = self.param("qkv_bias", zeros, (3 * d,))
@@ -189,24 +188,22 @@ class SelfAttention(nn.Module):
         query, key, value = (
             F.split_heads(part, n_heads) for part in jnp.split(F.linear(x, qkv_weight, qkv_bias), 3, axis=-1)
         )
-        if cache is not None:
+        if cache is None:
+            mixed = F.attention(query, key, value, causal=True)
+        else:
             cache = (_write(cache[0], key, column), _write(cache[1], value, column))
-            key, value = cache
-        mixed = causal_attention(query, key, value) if mask is None else F.attention(query, key, value, mask)
-        mixed = F.merge_heads(mixed)  # pyright: ignore[reportArgumentType]
-        return F.linear(mixed, out_weight, out_bias), cache
+            mixed = F.attention(query, *cache, mask)
+        return F.linear(F.merge_heads(mixed), out_weight, out_bias), cache
 
 
-class FeedForward(nn.Module):
+class FeedForward(_Part):
     """The position-wise network of a block."""
-
-    config: ModelConfig
 
     @nn.compact
     def __call__(self, x: Float[Array, "b t d"]) -> Float[Array, "b t d"]:
-        """Apply `functional.feed_forward`."""
+        """Apply `feed_forward`."""
         d, d_ff = self.config.d_model, self.config.d_ff
-        return F.feed_forward(
+        return self.arithmetic.feed_forward(
             x,
             self.param("weight_in", normal(d**-0.5), (d, d_ff)),
             self.param("bias_in", zeros, (d_ff,)),
@@ -216,17 +213,15 @@ class FeedForward(nn.Module):
         )
 
 
-class LayerNorm(nn.Module):
+class LayerNorm(_Part):
     """Normalise features, with a learned scale and bias."""
-
-    features: int
 
     @nn.compact
     def __call__(self, x: Float[Array, "*batch d"]) -> Float[Array, "*batch d"]:
-        """Apply `functional.layer_norm`."""
-        scale = self.param("scale", ones, (self.features,))
-        bias = self.param("bias", zeros, (self.features,))
-        return F.layer_norm(x, scale, bias)
+        """Apply `layer_norm`."""
+        scale = self.param("scale", ones, (self.config.d_model,))
+        bias = self.param("bias", zeros, (self.config.d_model,))
+        return self.arithmetic.layer_norm(x, scale, bias)
 
 
 def empty_cache(config: ModelConfig, batch: int, capacity: int, dtype: Any) -> tuple[LayerCache, ...]:
@@ -245,8 +240,8 @@ def _write(cache, new, column):
     return jax.lax.dynamic_update_slice_in_dim(cache, new.astype(cache.dtype), column, axis=2)
 
 
-def _dropout(key, x, rate):
-    return x if key is None or rate == 0 else F.dropout(key, x, rate)
+def _dropout(arithmetic, key, x, rate):
+    return x if key is None or rate == 0 else arithmetic.dropout(key, x, rate)
 
 
 def _residual_init(inputs: int, config: ModelConfig):

@@ -17,7 +17,12 @@ def harmless(text: str) -> str:
 
 
 def progress(
-    items: Iterable[Item], doing: str, total: int | None = None, *, clock: Callable[[], float] = time.monotonic
+    items: Iterable[Item],
+    doing: str,
+    total: int | None = None,
+    *,
+    count: Callable[[Item], int] = lambda item: 1,
+    clock: Callable[[], float] = time.monotonic,
 ) -> Iterator[Item]:
     """The items, and on standard error how far they are: a bar on a terminal, elsewhere a line a minute.
 
@@ -25,25 +30,25 @@ def progress(
         items: what is done one after the other.
         doing: what the lines begin with, "evaluating".
         total: how many there are, where `items` has no length.
+        count: for how many an item counts.
         clock: gives the time in seconds.
     """
+    from tqdm import tqdm
+
     if total is None and isinstance(items, Sized):
         total = len(items)
-    if sys.stderr is None:  # closed by who started us
-        yield from items
-    elif sys.stderr.isatty():
-        from tqdm import tqdm
-
-        yield from tqdm(items, doing, total, leave=False, dynamic_ncols=True, delay=0.5)
-    else:
-        start = said = clock()
-        for done, item in enumerate(items):
-            if (now := clock()) - said >= _EVERY:
+    start = said = clock()
+    done = 0
+    with tqdm(desc=doing, total=total, leave=False, disable=None, dynamic_ncols=True, delay=0.5) as bar:
+        for item in items:
+            if bar.disable and (now := clock()) - said >= _EVERY:
                 said, left = now, ""
                 if total and done:
                     left = f" of {total:,}, {duration((total - done) * (now - start) / done)} left"
                 print(f"{doing}: {done:,}{left}", file=sys.stderr, flush=True)
             yield item
+            done += count(item)
+            bar.update(count(item))
 
 
 def duration(seconds: float) -> str:

@@ -152,7 +152,7 @@ def kills(arguments: Arguments, stories: list[str], folder: Path) -> None:
 
 
 def _checksums(cache: Path) -> dict[str, str]:
-    files = [path for path in cache.rglob("*") if path.is_file() and path.name != CHECKED]
+    files = [path for path in cache.rglob("*") if path.is_file() and path.name not in (CHECKED, "lock")]
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 

@@ -97,10 +97,7 @@ class TrainingBatches:
         batch_size: int,
         seed: int,
         end_of_text: int,
-        process_index: int = 0,
-        process_count: int = 1,
     ) -> None:
-        """Of several processes, each gets its share of the rows of the same batch, in order of `process_index`."""
         from grain.experimental import index_shuffle  # imports jax, which looking at rows does not need
 
         self.rows = Rows(split, layout, context_length, end_of_text)
@@ -109,10 +106,7 @@ class TrainingBatches:
                 f"the training stories make {len(self.rows)} {layout} rows of {context_length} tokens, fewer than one "
                 f"batch of {batch_size}: give more stories, or a smaller --batch-size or --context-length"
             )
-        if batch_size % process_count:
-            raise UserError(f"batch_size {batch_size}: must be a multiple of the {process_count} processes")
         self.batch_size, self.seed = batch_size, seed
-        self._share = range(batch_size)[process_index * batch_size // process_count :][: batch_size // process_count]
         self._index_shuffle = index_shuffle
 
     @property
@@ -122,7 +116,7 @@ class TrainingBatches:
 
     def __getitem__(self, step: int) -> Batch:
         first = step * self.batch_size
-        return self.rows.take(np.array([self._shuffled(first + place) for place in self._share]))
+        return self.rows.take(np.array([self._shuffled(first + place) for place in range(self.batch_size)]))
 
     def iterate(self, start_step: int = 0) -> Iterator[Batch]:
         """`batches[start_step]`, `batches[start_step + 1]` and so on for ever, prepared ahead by threads."""
@@ -150,20 +144,12 @@ class EvaluationBatches:
         return -(-self.n_rows // self.batch_size)
 
     def __iter__(self) -> Iterator[Batch]:
-        return map(self.__getitem__, range(len(self)))
-
-    def __getitem__(self, index: int) -> Batch:
-        if not 0 <= index < len(self):
-            raise IndexError(f"batch {index} of {len(self)}")
-        chosen = np.arange(index * self.batch_size, min((index + 1) * self.batch_size, self.n_rows))
-        batch = self.rows.take(chosen * len(self.rows) // self.n_rows)
-        missing = ((0, self.batch_size - len(chosen)), (0, 0))
-        end_of_text = self.rows.end_of_text
-        return Batch(
-            np.pad(batch.inputs, missing, constant_values=end_of_text),
-            np.pad(batch.targets, missing, constant_values=end_of_text),
-            np.pad(batch.mask, missing),
-        )
+        for first in range(0, self.n_rows, self.batch_size):
+            chosen = np.arange(first, min(first + self.batch_size, self.n_rows))
+            batch = self.rows.take(chosen * len(self.rows) // self.n_rows)
+            missing, fill = ((0, self.batch_size - len(chosen)), (0, 0)), self.rows.end_of_text
+            inputs, targets = (np.pad(tokens, missing, constant_values=fill) for tokens in batch[:2])
+            yield Batch(inputs, targets, np.pad(batch.mask, missing))
 
 
 def evaluation_batches(

@@ -12,16 +12,12 @@ One folder for each source, vocabulary and set of options, in the user's cache f
     lock                                    held by the process that prepares
 """
 
-import contextlib
-import errno
-import fcntl
 import hashlib
 import json
 import os
 import re
 import shutil
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,16 +25,20 @@ from typing import Any
 import numpy as np
 
 from tinygpt_jax.config import DataConfig
-from tinygpt_jax.data.build import SPLITS, build
-from tinygpt_jax.data.integrity import check_files, damaged, read_manifest
+from tinygpt_jax.data.build import FILES, SPLITS, build
+from tinygpt_jax.data.integrity import check
 from tinygpt_jax.data.stories import Source, find_source
 from tinygpt_jax.devices import cache_folder
 from tinygpt_jax.errors import UnfinishedError, UserError
+from tinygpt_jax.files import disk_errors, locked, read_text
 from tinygpt_jax.tokenizer import Tokenizer
 
-FORMAT = 2
-_FILES = {"train.tokens", "train.offsets", "validation.tokens", "validation.offsets", "counts", "tokenizer.json"}
+FORMAT = 3
 MOST_WORKERS = 8  # by default: each needs about 110 MB, and one reader keeps no more than that busy
+_REMEDY = (
+    "make room or give permission there and run the same command again, which goes on from what is finished; or choose "
+    "another folder with --cache-dir or TINYGPT_CACHE"
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,6 +77,7 @@ class Corpus:
 def prepare(
     config: DataConfig,
     *,
+    tokenizer: Tokenizer | None = None,
     workers: int | None = None,
     streaming: bool = False,
     rebuild: bool = False,
@@ -89,6 +90,8 @@ def prepare(
 
     Args:
         config: source, vocabulary and options. (`layout` does not matter here.)
+        tokenizer: the vocabulary of a finished model, to evaluate it: all stories are in `validation` then. Of a
+            source with a validation split of its own, only that split is read.
         workers: processes that tokenise; by default one for each core, at most MOST_WORKERS.
         streaming: read `tinystories` from the hub without downloading it first. The result is the same.
         rebuild: throw away what is there.
@@ -97,44 +100,30 @@ def prepare(
     Raises:
         UserError: the source cannot be read, the corpus is damaged, or the disk is full.
     """
-    return _prepare(config, None, workers, streaming, rebuild, verify)
+    source = find_source(config.source, config.builtin_stories, streaming)
+    key = _key(source, config, tokenizer)
+    cache = cache_folder() if config.cache_dir is None else Path(config.cache_dir).expanduser()
+    folder = cache / _folder_name(source, key)
+    manifest, shards = folder / "manifest.json", folder / "shards"
 
+    def wait_for(_: str) -> None:
+        print(f"waiting for another process that prepares {folder}", file=sys.stderr, flush=True)
 
-def prepare_for_evaluation(config: DataConfig, tokenizer: Tokenizer) -> Corpus:
-    """A source in the vocabulary of a finished model, all of it in `validation`.
-
-    Of a source with a validation split of its own, only that split is read. Raises what `prepare` does.
-    """
-    return _prepare(config, tokenizer)
+    if rebuild or shards.exists() or not manifest.exists():
+        with disk_errors(folder, _REMEDY), locked(folder / "lock", wait_for):
+            if rebuild:
+                manifest.unlink(missing_ok=True)  # without it the rest counts for nothing
+                shutil.rmtree(shards, ignore_errors=True)
+            if not manifest.exists():
+                _build(folder, source, key, tokenizer, workers or default_workers())
+            shutil.rmtree(shards, ignore_errors=True)
+    return _open(folder, verify)
 
 
 def default_workers() -> int:
     """One for each core that this process may use, at most MOST_WORKERS."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return min(cores, MOST_WORKERS)
-
-
-def _prepare(
-    config: DataConfig,
-    tokenizer: Tokenizer | None,
-    workers: int | None = None,
-    streaming: bool = False,
-    rebuild: bool = False,
-    verify: bool = False,
-) -> Corpus:
-    source = find_source(config.source, config.builtin_stories, streaming)
-    key = _key(source, config, tokenizer)
-    cache = cache_folder() if config.cache_dir is None else Path(config.cache_dir).expanduser()
-    folder = cache / _folder_name(source, key)
-    manifest, shards = folder / "manifest.json", folder / "shards"
-    if rebuild or shards.exists() or not manifest.exists():
-        with _disk_errors(folder), _sole_preparer(folder):
-            if rebuild:
-                _clear(folder)
-            if not manifest.exists():
-                _build(folder, source, key, tokenizer, workers or default_workers())
-            shutil.rmtree(shards, ignore_errors=True)
-    return _open(folder, verify)
 
 
 def _build(folder: Path, source: Source, key: dict[str, Any], tokenizer: Tokenizer | None, workers: int) -> None:
@@ -162,87 +151,42 @@ def _folder_name(source: Source, key: dict[str, Any]) -> str:
     return f"{words[:40]}-{hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]}"
 
 
-@contextlib.contextmanager
-def _sole_preparer(folder: Path) -> Iterator[None]:
-    """Hold the folder's lock. The system lets go of it when the process ends in whatever way."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / "lock").open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            print(f"waiting for another process that prepares {folder}", file=sys.stderr, flush=True)
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
-@contextlib.contextmanager
-def _disk_errors(folder: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise UserError(
-                f"the disk is full: free some space for {folder} and run the same command again, which goes on "
-                "from what is finished; or choose another place with --cache-dir"
-            ) from None
-        raise UserError(
-            f"{error.filename or folder}: {error.strerror or error}; --cache-dir chooses another place for corpora"
-        ) from None
-
-
-def _clear(folder: Path) -> None:
-    (folder / "manifest.json").unlink(missing_ok=True)  # first: without it the rest counts for nothing
-    shutil.rmtree(folder / "shards", ignore_errors=True)
-    for path in folder.iterdir():
-        if path.name != "lock":
-            path.unlink()
-
-
 def _open(folder: Path, verify: bool) -> Corpus:
     """Map a corpus into memory.
 
     Raises:
         UserError: a file is missing, or is not what was written.
     """
-    path = folder / "manifest.json"
     try:
-        manifest = read_manifest(path, _FILES)
-        is_new = check_files(folder, manifest, verify)
-        path = folder / "tokenizer.json"
-        tokenizer = Tokenizer.from_json(path.read_text(encoding="utf-8"))
+        manifest, is_new = check(folder, FILES, verify)
+        tokenizer = Tokenizer.from_json(read_text(folder / "tokenizer.json"))
         vocab_size = tokenizer.vocab_size if is_new else None
         train, validation = (_open_split(folder, manifest, name, vocab_size) for name in SPLITS)
-        path = folder / "counts"
-        counts = np.fromfile(path, "<i8")
+        counts = np.fromfile(folder / "counts", "<i8")
         if len(counts) != tokenizer.vocab_size:
-            raise damaged(path, "does not belong to tokenizer.json")
+            raise UserError(f"{folder / 'counts'} does not belong to tokenizer.json")
         return Corpus(folder, manifest, tokenizer, train, validation, counts)
-    except OSError as error:
-        raise damaged(path, "is missing" if isinstance(error, FileNotFoundError) else str(error)) from None
+    except (UserError, OSError) as error:
+        what = str(error)
     except (ValueError, KeyError, IndexError, TypeError, AttributeError, OverflowError, RecursionError):
-        raise damaged(path, "cannot be read") from None
+        what = f"{folder / 'manifest.json'} cannot be read"
+    raise UserError(
+        f"{what}: this prepared corpus is damaged; build it anew with the same flags and --rebuild (python -m "
+        "experiments.prepare)"
+    )
 
 
 def _open_split(folder: Path, manifest: dict[str, Any], name: str, vocab_size: int | None) -> Split:
     """With a vocabulary size, look at every token and offset: a stranger's checksums say nothing of what they mean."""
     tokens, offsets = _map(folder / f"{name}.tokens", "<u2"), _map(folder / f"{name}.offsets", "<i8")
     if offsets[0] != 0 or offsets[-1] != len(tokens) or (vocab_size and (np.diff(offsets) < 1).any()):
-        raise damaged(folder / f"{name}.offsets", f"does not belong to {name}.tokens")
-    if vocab_size and _largest(folder / f"{name}.tokens") >= vocab_size:
-        raise damaged(folder / f"{name}.tokens", "does not belong to tokenizer.json")
+        raise UserError(f"{folder / name}.offsets does not belong to {name}.tokens")
+    if vocab_size and tokens.max(initial=0) >= vocab_size:
+        raise UserError(f"{folder / name}.tokens does not belong to tokenizer.json")
     n_bytes, entropy = manifest[name]["bytes"], manifest[name]["entropy"]
     if type(n_bytes) is not int or not isinstance(entropy, float | None):
-        raise damaged(folder / "manifest.json", "cannot be read")
+        raise TypeError
     return Split(tokens, offsets, n_bytes, entropy)
-
-
-def _largest(path: Path) -> int:
-    """The largest token id of a file, read in parts: a map that was read whole would count as this process's memory."""
-    largest = 0
-    with path.open("rb") as file:
-        while len(part := np.fromfile(file, "<u2", 2**22)):
-            largest = max(largest, int(part.max()))
-    return largest
 
 
 def _map(path: Path, dtype: str) -> np.ndarray:

@@ -40,16 +40,6 @@ def log_probability(text: str) -> float:
     return _builtin().log_probability(text)
 
 
-def number_of_stories() -> int:
-    """How many different stories there are."""
-    return _builtin().size()[0]
-
-
-def entropy() -> float:
-    """The mean of -log p over all stories, in nats per story: no model can have a lower expected loss."""
-    return _builtin().size()[1]
-
-
 @functools.cache
 def _builtin() -> "Grammar":
     return Grammar(storyteller.STORY, storyteller.WORDS)
@@ -120,23 +110,6 @@ class Grammar:
                 said[node.slot] = alternatives[choice]
                 node = node.following
         return "".join(story), log_p
-
-    def size(self) -> tuple[int, float]:
-        """The number of different stories and their entropy in nats, by recursion from the last word back."""
-
-        @functools.cache
-        def rest(node: _Node, said: frozenset[str]) -> tuple[int, float]:
-            """How many ways there are from `node` to the end when the slots in `said` are filled; their entropy."""
-            if node is None:
-                return 1, 0.0
-            if isinstance(node, _Fork):
-                counts, entropies = zip(*(rest(after, said) for after in node.following), strict=True)
-                return sum(counts), math.log(len(counts)) + sum(entropies) / len(counts)
-            count, entropy = rest(node.following, said | {node.slot})
-            n = 1 if node.slot in said else self._words[node.slot].count
-            return n * count, math.log(n) + entropy
-
-        return rest(self._start, frozenset())
 
 
 class _NotInLanguage(Exception):

@@ -5,14 +5,65 @@ import os
 import threading
 import urllib.error
 import urllib.request
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
-from tinygpt_jax.errors import UnfinishedError
+from tinygpt_jax.data.story_files import Advance, BadRecord
+from tinygpt_jax.errors import UnfinishedError, first_line
 
 TINYSTORIES = "roneneldan/TinyStories"
 PATIENCE_SECONDS = 12.0
 _INSTEAD = "use --data builtin (needs no network) or --data with a file or folder of stories"
+
+
+@dataclass(frozen=True)
+class Hub:
+    """A dataset of the hub, with its own validation split where it has one."""
+
+    name: str
+    streaming: bool
+
+    @property
+    def fingerprint(self) -> dict[str, Any]:
+        """The name: what was prepared once must open without a network."""
+        return {"hub": self.name}
+
+    @property
+    def own_split(self) -> str:
+        """There may be a validation split."""
+        return "the dataset" if "validation" in self._splits else ""
+
+    @property
+    def total(self) -> int | None:
+        """Number of stories, where the hub says it."""
+        said = self._splits["train"].info.splits or {}
+        return sum(said[name].num_examples for name in self._splits) if set(said) >= set(self._splits) else None
+
+    def read(self, held_out: bool | None, advance: Advance) -> Iterator[str | BadRecord]:
+        """The stories of the validation split, or of the training split.
+
+        Raises:
+            UnfinishedError: the hub stopped answering.
+        """
+        split, row = "validation" if held_out else "train", 0
+        batches = iter(self._splits[split].iter(batch_size=1000))
+        while True:
+            try:
+                batch = next(batches, None)
+            except Exception as error:
+                raise UnfinishedError(_explain(self.name, error)) from error
+            if batch is None:
+                return
+            for text in batch["text"]:
+                row += 1
+                yield text if isinstance(text, str) else BadRecord(f"{self.name}, {split}, row {row}", "has no text")
+            advance(len(batch["text"]))
+
+    @cached_property
+    def _splits(self) -> Any:
+        return load(self.name, self.streaming)
 
 
 def load(name: str = TINYSTORIES, streaming: bool = False) -> Mapping[str, Any]:
@@ -35,23 +86,6 @@ def load(name: str = TINYSTORIES, streaming: bool = False) -> Mapping[str, Any]:
         return datasets.load_dataset(name, streaming=streaming)  # type: ignore[return-value]
     except Exception as error:  # the libraries below raise their own kinds, for one cause several
         raise UnfinishedError(_explain(name, error)) from error
-
-
-def batches(split: Iterable[Any], field: str = "text") -> Iterator[list[Any]]:
-    """The texts of a split, a thousand at a time.
-
-    Raises:
-        UnfinishedError: the hub stopped answering.
-    """
-    stories = iter(split.iter(batch_size=1000))  # type: ignore[attr-defined]
-    while True:
-        try:
-            batch = next(stories, None)
-        except Exception as error:
-            raise UnfinishedError(_explain(TINYSTORIES, error)) from error
-        if batch is None:
-            return
-        yield batch[field]
 
 
 def _hub_answers() -> bool:
@@ -90,8 +124,7 @@ def _stay_offline() -> None:
 
 
 def _explain(name: str, error: Exception) -> str:
-    reason = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
     if _asked_to_stay_offline():
         why = f"{_endpoint()} is out of reach, or HF_HUB_OFFLINE is set"
         return f"{why}, and {name} was not downloaded before: {_INSTEAD}"
-    return f"cannot load {name} ({reason}): run again to go on with the download, or {_INSTEAD}"
+    return f"cannot load {name} ({first_line(error)[:200]}): run again to go on with the download, or {_INSTEAD}"

@@ -1,49 +1,42 @@
 """Pieces of stories, tokenised by all cores into one file each: a shard.
 
 A shard is complete once it has its name, so a preparation that was killed goes on behind the last one. Its
-content depends on its piece only, and so not on how many processes work. It is a `.npz` file of
-
-    tokens   uint16 [all]        GPT-2's tokens of the stories, each story followed by end-of-text
-    lengths  int64  [stories]    tokens of each story, with its end-of-text
-    n_bytes  int64  [stories]    UTF-8 bytes of each story
-    digests  uint64 [stories, 2] BLAKE2b-128 of each story's text
-    log_p    float64 [stories]   log-probability in nats of built-in stories; else empty
-    held_out int8   []           1 or 0 where the source has its own validation split, else -1
-    repaired int64  []           stories whose encoding was repaired
+content depends on its piece only, and so not on how many processes work. It is a `.npz` file of GPT-2's tokens of the
+stories, uint16, each story followed by end-of-text, and of the columns of `StoryTable`.
 """
 
 import contextlib
 import hashlib
 import itertools
 import os
-import pickle
 import subprocess
 import sys
-import threading
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection, wait
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 
 from tinygpt_jax.data import grammar
 from tinygpt_jax.data.stories import BUILTIN_SEED, Piece
 from tinygpt_jax.errors import UnfinishedError, UserError
+from tinygpt_jax.files import whole_file
 from tinygpt_jax.tokenizer import GPT2_END_OF_TEXT, gpt2
 
 
-class ShardInfo(NamedTuple):
-    """A shard without its tokens; the arrays are described above."""
+class StoryTable(NamedTuple):
+    """What is known of stories one by one, `[stories]`, without their tokens."""
 
-    lengths: np.ndarray
-    n_bytes: np.ndarray
-    digests: np.ndarray
-    log_p: np.ndarray
-    held_out: np.ndarray
-    repaired: np.ndarray
+    lengths: np.ndarray  # int64: tokens, with the end-of-text
+    n_bytes: np.ndarray  # int64: in UTF-8
+    digests: np.ndarray  # uint64 [stories, 2]: BLAKE2b-128 of the text
+    log_p: np.ndarray  # float64: log-probability in nats of built-in stories; of others NaN
+    held_out: np.ndarray  # int8: 1 or 0 where the source has its own validation split; else -1
+    repaired: np.ndarray  # bool: whether its encoding was repaired
 
 
 def write_shards(
@@ -54,11 +47,11 @@ def write_shards(
     Pieces are read as they are needed, so there is about one piece for each process in memory.
 
     Args:
-        pieces: what to tokenise, numbered from 0.
+        pieces: what to tokenise.
         folder: where shards are kept. The caller has removed those of any other source.
         fix_encoding: repair mis-decoded text first.
         workers: processes; with 1, or a single piece, the work is done in this one.
-        done: is called after each piece, from one thread at a time.
+        done: is called after each piece.
 
     Raises:
         OSError: a shard cannot be written.
@@ -68,8 +61,8 @@ def write_shards(
     paths: list[Path] = []
 
     def unfinished() -> Iterator[tuple[Piece, Path]]:
-        for piece in pieces:
-            path = folder / f"{piece.number:06}.npz"
+        for number, piece in enumerate(pieces):
+            path = folder / f"{number:06}.npz"
             paths.append(path)
             if is_whole(path):
                 done(piece)
@@ -99,34 +92,32 @@ def write_shard(piece: Piece, path: Path, fix_encoding: bool) -> None:
     tokens[is_text] = ids
     encoded = [text.encode() for text in texts]
     digests = b"".join(hashlib.blake2b(text, digest_size=16).digest() for text in encoded)
+    table = StoryTable(
+        lengths=lengths,
+        n_bytes=np.fromiter(map(len, encoded), np.int64, len(encoded)),
+        digests=np.frombuffer(digests, ">u8").astype(np.uint64).reshape(-1, 2),
+        log_p=log_p,
+        held_out=np.full(len(texts), -1 if piece.held_out is None else piece.held_out, np.int8),
+        repaired=repaired,
+    )
     with whole_file(path) as file:
-        np.savez(
-            file,
-            tokens=tokens,
-            lengths=lengths,
-            n_bytes=np.fromiter(map(len, encoded), np.int64, len(encoded)),
-            digests=np.frombuffer(digests, ">u8").astype(np.uint64).reshape(-1, 2),
-            log_p=np.array(log_p, np.float64),
-            held_out=np.int8(-1 if piece.held_out is None else piece.held_out),
-            repaired=np.int64(repaired),
-        )
+        np.savez(file, tokens=tokens, **table._asdict())
 
 
-def read_info(path: Path) -> ShardInfo:
-    """A shard without its tokens."""
+def read_table(paths: list[Path]) -> StoryTable:
+    """What is known of the stories of some shards, one shard after another."""
+    return StoryTable(*(np.concatenate([read_array(path, name) for path in paths]) for name in StoryTable._fields))
+
+
+def read_array(path: Path, name: str) -> np.ndarray:
+    """A shard's `tokens`, or a column of its table."""
     with np.load(path, allow_pickle=False) as shard:
-        return ShardInfo(*(shard[name] for name in ShardInfo._fields))
-
-
-def read_tokens(path: Path) -> np.ndarray:
-    """A shard's tokens."""
-    with np.load(path, allow_pickle=False) as shard:
-        return shard["tokens"]
+        return shard[name]
 
 
 def is_whole(path: Path) -> bool:
     """Whether a shard is there with all its arrays, and its checksums are right."""
-    expected = {f"{name}.npy" for name in ("tokens", *ShardInfo._fields)}
+    expected = {f"{name}.npy" for name in ("tokens", *StoryTable._fields)}
     try:
         with zipfile.ZipFile(path) as file:
             return set(file.namelist()) == expected and file.testzip() is None
@@ -135,108 +126,78 @@ def is_whole(path: Path) -> bool:
         return False
 
 
-@contextlib.contextmanager
-def whole_file(path: Path) -> Iterator[BinaryIO]:
-    """A file that gets its name once it is written and on the disk, and is removed if that fails."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.partial")
-    try:
-        with temporary.open("wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-
-
-def _texts(piece: Piece, fix_encoding: bool) -> tuple[list[str], list[float], int]:
-    """The texts of a piece, their log-probabilities where they have one, and how many were repaired."""
+def _texts(piece: Piece, fix_encoding: bool) -> tuple[list[str], np.ndarray, np.ndarray]:
+    """The texts of a piece, their log-probabilities, and which of them were repaired."""
+    unknown, sound = np.full(len(piece.stories), np.nan), np.zeros(len(piece.stories), bool)
     if isinstance(piece.stories, range):
-        pairs = list(grammar.write_stories(len(piece.stories), BUILTIN_SEED, piece.stories.start))
-        return [text for text, _ in pairs], [log_p for _, log_p in pairs], 0
+        texts, log_p = zip(*grammar.write_stories(len(piece.stories), BUILTIN_SEED, piece.stories.start), strict=True)
+        return list(texts), np.array(log_p), sound
     if not fix_encoding:
-        return piece.stories, [], 0
+        return piece.stories, unknown, sound
     import ftfy
 
     fixed = [text if text.isascii() else ftfy.fix_encoding(text) for text in piece.stories]
-    return fixed, [], sum(a != b for a, b in zip(fixed, piece.stories, strict=True))
+    return fixed, unknown, np.array([a != b for a, b in zip(fixed, piece.stories, strict=True)])
 
 
 def _write_in_processes(
     jobs: Iterator[tuple[Piece, Path]], fix_encoding: bool, workers: int, done: Callable[[Piece], None]
 ) -> None:
-    """One thread for each process: it reads the next piece, sends it, and waits for the answer."""
+    """Each process has one piece at a time; the next one is read meanwhile."""
     processes: list[subprocess.Popen] = []
-    reading, stopping = threading.Lock(), threading.Event()
+    busy: dict[Connection, Piece] = {}
 
-    def serve() -> None:
-        process = None
-        while not stopping.is_set():
-            with reading:
-                job = next(jobs, None)
-            if job is None:
-                break
-            if process is None:
-                process = _start_process()
-                processes.append(process)
-            _ask(process, job[0], job[1], fix_encoding)
-            with reading:
-                done(job[0])
+    def next_done() -> Connection:
+        connection = cast(Connection, wait(list(busy))[0])
+        error = connection.recv()
+        if error is not None:
+            raise error
+        done(busy.pop(connection))
+        return connection
 
     try:
-        with ThreadPoolExecutor(workers) as threads:
-            try:
-                for result in as_completed([threads.submit(serve) for _ in range(workers)]):
-                    result.result()
-            finally:
-                stopping.set()
-                for process in processes:
-                    process.kill()
+        for piece, path in jobs:
+            connection = next_done() if len(busy) == workers else _start_process(processes)
+            busy[connection] = piece
+            connection.send((piece, path, fix_encoding))
+        while busy:
+            next_done()
+    except (EOFError, ConnectionError):
+        raise UnfinishedError(
+            "a tokenising process was killed (was memory short?): run again to go on from the finished part, with "
+            "fewer --workers if it was"
+        ) from None
     finally:
         for process in processes:
-            process.communicate()
+            process.kill()
+            process.wait()
 
 
-def _start_process() -> subprocess.Popen:
-    """A Python that runs `serve`. Not `multiprocessing`: that would import the caller's main module again, with jax
-    and perhaps without a guard, and leave processes behind when this one is killed; these end with their input."""
-    return subprocess.Popen(
-        [sys.executable, "-c", "from tinygpt_jax.data.shards import serve; serve()"],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)},
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        start_new_session=True,  # Ctrl-C goes to us, and we end them
-    )
+def _start_process(processes: list[subprocess.Popen]) -> Connection:
+    """A connection to a new Python that runs `serve`, and ends when the connection does: when we end in whatever way.
+
+    Not a process of `multiprocessing`: that would import the caller's main module again, with jax and perhaps without
+    a guard, and would wait for ever for a parent that was killed.
+    """
+    ours, theirs = Pipe()
+    with theirs:
+        process = subprocess.Popen(
+            [sys.executable, "-c", f"from tinygpt_jax.data.shards import serve; serve({theirs.fileno()})"],
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)},
+            pass_fds=[theirs.fileno()],
+            start_new_session=True,  # Ctrl-C goes to us, and we end them
+        )
+    processes.append(process)
+    return ours
 
 
-def _ask(process: subprocess.Popen, piece: Piece, path: Path, fix_encoding: bool) -> None:
-    assert process.stdin and process.stdout
-    try:
-        pickle.dump((piece, path, fix_encoding), process.stdin, pickle.HIGHEST_PROTOCOL)
-        process.stdin.flush()
-        error = pickle.load(process.stdout)
-    except (EOFError, BrokenPipeError):
-        raise UnfinishedError(
-            f"a tokenising process ended with {process.wait()} (a negative number is a signal; -9: out of memory?): "
-            "run again to go on from the finished part, with fewer --workers if memory is short"
-        ) from None
-    if error is not None:
-        raise error
-
-
-def serve() -> None:
-    """Write the shards that are asked for on the standard input, until it ends."""
-    questions, answers = sys.stdin.buffer, sys.stdout.buffer
-    while True:
-        try:
-            piece, path, fix_encoding = pickle.load(questions)
-        except (EOFError, pickle.UnpicklingError):  # whoever asked has ended, perhaps in mid-sentence
-            return
-        error = None
-        try:
-            write_shard(piece, path, fix_encoding)
-        except (OSError, UserError) as problem:
-            error = problem
-        pickle.dump(error, answers)
-        answers.flush()
+def serve(descriptor: int) -> None:
+    """Write the shards that are asked for on this connection, until it ends."""
+    with Connection(descriptor) as questions, contextlib.suppress(EOFError, OSError):
+        while True:
+            arguments, error = questions.recv(), None
+            try:
+                write_shard(*arguments)
+            except (OSError, UserError) as problem:
+                error = problem
+            questions.send(error)

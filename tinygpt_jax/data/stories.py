@@ -1,36 +1,33 @@
 """Where stories come from: the built-in storyteller, TinyStories, or files; cut into pieces to work on in parallel.
 
 A source has a `name` for messages, a `fingerprint` that identifies its stories without reading them, a `total`
-that its reading counts up to, and says with `has_own_split` whether it decides itself which stories are held out.
+that its reading counts up to, and says with `own_split` what in it decides which stories are held out; empty where
+nothing does.
 """
 
 import hashlib
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from tinygpt_jax.data import files, grammar, hub, storyteller
-from tinygpt_jax.data.files import Advance, BadRecord
+from tinygpt_jax.data import grammar, hub, storyteller
+from tinygpt_jax.data.story_files import COMPRESSIONS, FORMATS, Advance, BadRecord, format_of, read_file
 from tinygpt_jax.errors import UsageError, UserError
 
 BUILTIN_SEED = 0
 PIECE_CHARACTERS = 2**22
 PIECE_BUILTIN = 2**13
 LISTED_BAD_RECORDS = 1000
-
-# Stories that stay on one side: held out (True), for training (False), or as the hash of each story decides (None).
-Section = tuple[bool | None, Iterator[str | BadRecord]]
+HASH_SPLIT = "the hash of each story"  # of sources without an own split
 
 
 @dataclass(frozen=True)
 class Piece:
     """Consecutive stories of a source: their texts, or their numbers where they are built in."""
 
-    number: int
-    held_out: bool | None
+    held_out: bool | None  # None: as the hash of each story decides
     stories: list[str] | range
 
 
@@ -52,7 +49,7 @@ def find_source(source: str, builtin_stories: int, streaming: bool = False) -> "
     if source == "builtin":
         return Builtin(builtin_stories)
     if source == "tinystories":
-        return Hub(hub.TINYSTORIES, streaming)
+        return hub.Hub(hub.TINYSTORIES, streaming)
     path = Path(source)
     try:
         path = path.expanduser()
@@ -61,12 +58,19 @@ def find_source(source: str, builtin_stories: int, streaming: bool = False) -> "
         exists = False
     if not exists:
         raise UsageError(f"--data {source[:200]}: no such file or folder (nor is it builtin or tinystories)")
+    if not path.is_file() and not path.is_dir():
+        raise UsageError(f"--data {source} is a pipe or a device: write the stories to a file first")
     inside = sorted(p for p in path.rglob("*") if p.is_file()) if path.is_dir() else [path]
-    found = [p for p in inside if files.format_of(p) and not p.name.startswith(".")]
+    found = [p for p in inside if format_of(p) and not p.name.startswith(".")]
     if not found:
-        kinds = f"{', '.join(files.FORMATS)}, also as {' or '.join(files.COMPRESSIONS)}"
+        kinds = f"{', '.join(FORMATS)}, also as {' or '.join(COMPRESSIONS)}"
         raise UsageError(f"--data {source}: {'holds no file' if path.is_dir() else 'is not a file'} of {kinds}")
     return Files(path, tuple(found))
+
+
+def counted(stories: int) -> str:
+    """For example "1 story", "2,000 stories"."""
+    return f"{stories:,} {'story' if stories == 1 else 'stories'}"
 
 
 def cut(
@@ -87,20 +91,17 @@ def cut(
     if isinstance(source, Builtin):
         yield from source.pieces(advance)
         return
-    number = 0
-    for held_out, items in source.sections(advance):
-        if held_out_only and held_out is False:
-            continue
+    # The held-out stories first: of one and its copy on the training side, the copy is the duplicate.
+    for held_out in ((True,) if held_out_only else (True, False)) if source.own_split else (None,):
         texts, characters = [], 0
-        for text in _good(items, skip_bad, left_out):
+        for text in _good(source.read(held_out, advance), skip_bad, left_out):
             texts.append(text)
             characters += len(text)
             if characters >= PIECE_CHARACTERS:
-                yield Piece(number, held_out, texts)
-                texts, characters, number = [], 0, number + 1
+                yield Piece(held_out, texts)
+                texts, characters = [], 0
         if texts:
-            yield Piece(number, held_out, texts)
-            number += 1
+            yield Piece(held_out, texts)
 
 
 def _good(items: Iterator[str | BadRecord], skip_bad: bool, left_out: LeftOut) -> Iterator[str]:
@@ -123,7 +124,7 @@ class Builtin:
 
     count: int
     name: str = "builtin"
-    has_own_split: bool = False
+    own_split: str = ""
 
     @property
     def fingerprint(self) -> dict[str, Any]:
@@ -138,10 +139,10 @@ class Builtin:
 
     def pieces(self, advance: Advance) -> Iterator[Piece]:
         """Numbers of stories: whoever works on a piece writes them."""
-        for number, start in enumerate(range(0, self.count, PIECE_BUILTIN)):
+        for start in range(0, self.count, PIECE_BUILTIN):
             stories = range(start, min(start + PIECE_BUILTIN, self.count))
             advance(len(stories))
-            yield Piece(number, None, stories)
+            yield Piece(None, stories)
 
 
 @dataclass(frozen=True)
@@ -163,73 +164,24 @@ class Files:
         return {"files": [[str(path), status.st_size, status.st_mtime_ns] for path, status in status]}
 
     @property
-    def has_own_split(self) -> bool:
-        """Whether some, but not all, of the files are held out by their names."""
-        return 0 < sum(map(self._is_held_out, self.files)) < len(self.files)
+    def own_split(self) -> str:
+        """Some, but not all, of the files may be held out by their names."""
+        return "the names of the files" if 0 < sum(map(self._is_held_out, self.files)) < len(self.files) else ""
 
     @property
     def total(self) -> int:
         """Bytes on the disk."""
         return sum(path.stat().st_size for path in self.files)
 
-    def sections(self, advance: Advance) -> Iterator[Section]:
-        """The held-out files first: of a story and its copy on the training side, the copy is the duplicate."""
-        if not self.has_own_split:
-            yield None, _read(self.files, advance)
-            return
-        for side in (True, False):
-            yield side, _read([path for path in self.files if self._is_held_out(path) == side], advance)
+    def read(self, held_out: bool | None, advance: Advance) -> Iterator[str | BadRecord]:
+        """The stories of all files, or of those that are, or are not, held out."""
+        for path in self.files:
+            if held_out is None or self._is_held_out(path) == held_out:
+                yield from read_file(path, advance)
 
     def _is_held_out(self, path: Path) -> bool:
         name = str(path.relative_to(self.path)).lower()
         return re.search(r"(?<![a-z])(valid|validation|test)(?![a-z])", name) is not None
 
 
-@dataclass(frozen=True)
-class Hub:
-    """A dataset of the hub, with its own validation split where it has one."""
-
-    name: str
-    streaming: bool
-
-    @property
-    def fingerprint(self) -> dict[str, Any]:
-        """The name: what was prepared once must open without a network."""
-        return {"hub": self.name}
-
-    @property
-    def has_own_split(self) -> bool:
-        """Whether there is a validation split."""
-        return "validation" in self._splits
-
-    @property
-    def total(self) -> int | None:
-        """Number of stories, where the hub says it."""
-        said = self._splits["train"].info.splits or {}
-        return sum(said[name].num_examples for name in self._splits) if set(said) >= set(self._splits) else None
-
-    def sections(self, advance: Advance) -> Iterator[Section]:
-        """The validation split first, as in `Files`."""
-        if self.has_own_split:
-            yield True, self._read("validation", advance)
-        yield (False if self.has_own_split else None), self._read("train", advance)
-
-    def _read(self, split: str, advance: Advance) -> Iterator[str | BadRecord]:
-        row = 0
-        for texts in hub.batches(self._splits[split]):
-            for text in texts:
-                row += 1
-                yield text if isinstance(text, str) else BadRecord(f"{self.name}, {split}, row {row}", "has no text")
-            advance(len(texts))
-
-    @cached_property
-    def _splits(self) -> Any:
-        return hub.load(self.name, self.streaming)
-
-
-Source = Builtin | Files | Hub
-
-
-def _read(paths: tuple[Path, ...] | list[Path], advance: Advance) -> Iterator[str | BadRecord]:
-    for path in paths:
-        yield from files.read_file(path, advance)
+Source = Builtin | Files | hub.Hub

@@ -27,15 +27,15 @@ class Sampling:
     repetition_penalty: float = 1.0  # above 1, tokens that the text already has become less likely
 
     def __post_init__(self) -> None:
-        require(0 <= self.temperature < float("inf"), "temperature", self.temperature, "must be 0 or more, and finite")
-        require(0 <= self.top_k < 2**31, "top_k", self.top_k, "must be 0 (off) or more")
+        # Bounds far outside of use, within which float32 can work with the logits.
+        for name, low, high, hint in (
+            ("temperature", 0, 1000, ""),
+            ("top_k", 0, 2**31 - 1, " (0 is off)"),
+            ("repetition_penalty", 0.001, 1000, " (1 is off)"),
+        ):
+            value = getattr(self, name)
+            require(low <= value <= high, name, value, f"must be between {low} and {high}{hint}")
         require(0 < self.top_p <= 1, "top_p", self.top_p, "must be above 0 and at most 1 (off)")
-        require(
-            0 < self.repetition_penalty < float("inf"),
-            "repetition_penalty",
-            self.repetition_penalty,
-            "must be above 0 (1 is off), and finite",
-        )
 
 
 class SamplingValues(NamedTuple):

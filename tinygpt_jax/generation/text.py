@@ -20,10 +20,12 @@ from tinygpt_jax.generation.decoding import decode
 from tinygpt_jax.generation.sampling import Sampling
 from tinygpt_jax.model import GPT
 from tinygpt_jax.random_keys import random_key
+from tinygpt_jax.terminal import progress
 from tinygpt_jax.tokenizer import Tokenizer
 
 _MAX_ROWS = 64  # samples decoded side by side; more are done in turns, which bounds the memory of the caches
-_STREAM_STRIDE = 4  # tokens fetched at a time when streaming: smooth to the eye, and a fetch is rare enough
+_STRIDE = 64  # tokens fetched at a time
+_STREAM_STRIDE = 4  # when streaming: smooth to the eye, and a fetch is rare enough
 
 _MOST = 1_000_000  # tokens of a text, and texts; numbers beyond are slips
 
@@ -49,6 +51,7 @@ def generate(
     max_new_tokens: int,
     seed: int,
     num_samples: int = 1,
+    show_progress: bool = False,
 ) -> list[Sample]:
     """Continue each prompt `num_samples` times; the samples of one prompt stand together.
 
@@ -61,6 +64,7 @@ def generate(
         max_new_tokens: where a text that has not ended is cut.
         seed: of all randomness. Sample i of a prompt is the same whatever the other prompts and num_samples.
         num_samples: how many continuations of each prompt.
+        show_progress: say on standard error how far the work is, in tokens; stories that end early save some.
 
     Raises:
         UsageError: max_new_tokens, seed or num_samples is out of range.
@@ -71,12 +75,20 @@ def generate(
     end_of_text = tokenizer.end_of_text
     encoded = [encode_prompt(tokenizer, prompt, model.config.context_length) for prompt in prompts]
     rows = [(window, number) for window, _ in encoded for number in range(num_samples)]
-    written: list[list[int]] = []
-    for first in range(0, len(rows), _MAX_ROWS):
-        windows, numbers = zip(*rows[first : first + _MAX_ROWS], strict=True)
-        keys = _sample_keys(seed, numbers)
-        pieces = decode(model, params, windows, keys, sampling, end_of_text, max_new_tokens, stride=max_new_tokens)
-        written += np.concatenate(list(pieces), axis=1).tolist()
+    written: list[list[int]] = [[] for _ in rows]
+
+    def pieces() -> Iterator[tuple[int, np.ndarray]]:
+        for first in range(0, len(rows), _MAX_ROWS):
+            windows, numbers = zip(*rows[first : first + _MAX_ROWS], strict=True)
+            keys = _sample_keys(seed, numbers)
+            for piece in decode(model, params, windows, keys, sampling, end_of_text, max_new_tokens, stride=_STRIDE):
+                yield first, piece
+
+    most = len(rows) * max_new_tokens
+    shown = progress(pieces(), "writing", most, count=lambda piece: piece[1].size) if show_progress else pieces()
+    for first, piece in shown:
+        for row, tokens in enumerate(piece.tolist(), first):
+            written[row] += tokens
     samples = []
     for row, tokens in enumerate(written):
         story, prompt = _before_end(tokens, end_of_text), row // num_samples

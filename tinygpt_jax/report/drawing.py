@@ -1,7 +1,8 @@
-"""How every picture looks: its size, colours, axes, numbers, and the labels at the ends of its lines."""
+"""How every picture looks: its size, colours, axes, lines and numbers."""
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,91 +12,60 @@ from tinygpt_jax.files import write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
 
-# Okabe & Ito (2008), distinct for colour-blind readers; the darker two are for text and thin strokes on white.
+# Okabe & Ito (2008), distinct for colour-blind readers; the darker one is for text on white.
 BLUE, VERMILLION, ORANGE, GREEN, PURPLE = "#0072B2", "#D55E00", "#E69F00", "#009E73", "#CC79A7"
-DARK_ORANGE, DARK_PURPLE = "#9A6700", "#A8498A"
-GREY, BLACK = "#5F5F5F", "#333333"
+DARK_PURPLE, GREY, BLACK = "#A8498A", "#5F5F5F", "#333333"
+DASHED = {"color": GREY, "linestyle": (0, (5, 3)), "linewidth": 1.2}  # a line to compare with
+TITLE = {"fontweight": "bold", "fontsize": 10.5}
 
 SIZE_PIXELS = (1200, 675)
 _DOTS_PER_INCH = 170
-_LABEL_GAP = 0.068  # height of a line of text, as a share of the height of a picture's only axes
 
 
-def new_figure() -> "Figure":
-    """An empty figure. Not pyplot's: no global state, no window system, nothing kept after it is saved."""
-    from matplotlib.figure import Figure
+@contextmanager
+def picture(path: Path, title: str, rows: int = 1, columns: int = 1) -> Iterator[list["Axes"]]:
+    """The axes of a picture; with what has been drawn on them at the end it becomes the PNG file.
 
-    width, height = SIZE_PIXELS
-    return Figure((width / _DOTS_PER_INCH, height / _DOTS_PER_INCH), dpi=_DOTS_PER_INCH, layout="constrained")
-
-
-def save(figure: "Figure", path: Path) -> None:
-    """Write the figure as PNG.
+    Lines that have a label are named on the last axes, where there is room.
 
     Raises:
         UserError: `path` cannot be written.
     """
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
-    write_atomically(path, buffer.getvalue())
+    from matplotlib.figure import Figure  # not pyplot: no global state, no window system, nothing kept afterwards
+
+    width, height = SIZE_PIXELS
+    figure = Figure((width / _DOTS_PER_INCH, height / _DOTS_PER_INCH), dpi=_DOTS_PER_INCH, layout="constrained")
+    figure.suptitle(title, x=0.01, ha="left", **TITLE)
+    panels = figure.subplots(rows, columns, squeeze=False, sharex="col").flatten().tolist()
+    yield panels
+    for axes in panels:
+        _finish(axes)
+    if panels[-1].get_legend_handles_labels()[0]:
+        panels[-1].legend(frameon=False)
+    png = io.BytesIO()
+    figure.savefig(png, format="png")
+    write_atomically(path, png.getvalue())
 
 
-def finish(axes: "Axes", title: str) -> None:
-    """The last touches, once scales and limits are set: the title, a quiet grid, and ticks as plain numbers."""
-    from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
-
-    axes.set_title(title, loc="left", fontweight="bold", fontsize=10.5, pad=10)
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(axis="y", color="#E6E6E6", linewidth=0.8)
-    axes.set_axisbelow(True)
-    if axes.get_xlabel() == "step":
-        axes.xaxis.set_major_locator(MaxNLocator(nbins="auto", steps=[1, 2, 2.5, 5, 10], integer=True))
-    for axis in (axes.xaxis, axes.yaxis):
-        axis.set_major_formatter(lambda value, _: plain(value))
-        if axis.get_scale() == "log":
-            low, high = axis.get_view_interval()
-            # 1, 2, 5, 10, 20, ... where there is room, else 1, 10, 100; 1, 2, 3, 4, ... where that would be one or two.
-            subs = range(1, 10) if high / low < 5 else (1, 2, 5) if high / low < 2000 else (1,)
-            axis.set_major_locator(LogLocator(subs=subs))
-            axis.set_minor_formatter(NullFormatter())
-
-
-def limit_y(axes: "Axes", values: Sequence[float]) -> None:
-    """Fix the y axis around the values: from 0 if linear, with a little room beyond either end if logarithmic."""
+def limit_y(axes: "Axes", values: Sequence[float], from_zero: bool = True) -> None:
+    """Fix the y axis around the values, with room for a name beyond either end; from 0 unless it is logarithmic."""
     low, high = min(values), max(values)
     if axes.get_yscale() == "log":
-        room = max((high / low) ** 0.06, 1.1)
+        room = max((high / low) ** 0.08, 1.03)
         axes.set_ylim(low / room, high * room)
     else:
-        axes.set_ylim(min(0.0, low), 1.06 * high or 1.0)
+        low = min(0.0, low) if from_zero else low
+        room = 0.08 * (high - low) or 1.0
+        axes.set_ylim(low if from_zero else low - room, high + room)
 
 
-def reference_lines(axes: "Axes", values: Mapping[str, float]) -> list[tuple[float, str, str]]:
-    """A dashed line at each value; returns their labels for `label_ends`."""
-    for value in values.values():
-        axes.axhline(value, color=GREY, linestyle=(0, (5, 3)), linewidth=1.2)
-    return [(value, f"{name} {figures(value)}", GREY) for name, value in values.items()]
-
-
-def label_ends(axes: "Axes", labels: Sequence[tuple[float, str, str]]) -> None:
-    """Write each (y value, text, colour) to the right of the axes, moved apart where they would overlap.
-
-    To be called once the limits of the y axis are set.
-    """
-    to_share = axes.transScale + axes.transLimits  # from data to shares of the axes' height
-    ordered = sorted(labels)
-    heights: list[float] = []
-    for value, _, _ in ordered:
-        height = float(to_share.transform((1.0, value))[1])
-        heights.append(max(height, heights[-1] + _LABEL_GAP) if heights else height)
-    ceiling = 1.0
-    for index in reversed(range(len(heights))):
-        heights[index] = min(heights[index], ceiling)
-        ceiling = heights[index] - _LABEL_GAP
-    for height, (_, text, colour) in zip(heights, ordered, strict=True):
-        axes.text(1.015, height, text, color=colour, transform=axes.transAxes, va="center", clip_on=False)
+def reference_line(axes: "Axes", value: float, name: str, above: bool) -> None:
+    """A dashed line at a value, its name at its right end, above or below it."""
+    axes.axhline(value, **DASHED)
+    offset, side = (3, "bottom") if above else (-3, "top")
+    place = {"xycoords": axes.get_yaxis_transform(), "textcoords": "offset points", "ha": "right", "va": side}
+    axes.annotate(name, (1, value), (0, offset), color=GREY, **place)
 
 
 def figures(value: float) -> str:
@@ -117,3 +87,23 @@ def plain(value: float) -> str:
     if abs(value) >= 1:
         return f"{value:,.10g}"
     return np.format_float_positional(value, precision=3, fractional=False, trim="-")
+
+
+def _finish(axes: "Axes") -> None:
+    """The last touches: a quiet grid, and ticks as plain numbers."""
+    from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
+
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis="y", color="#E6E6E6", linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.margins(x=0.01)
+    if axes.get_xlabel().startswith("step"):
+        axes.xaxis.set_major_locator(MaxNLocator(nbins="auto", steps=[1, 2, 2.5, 5, 10], integer=True))
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter(lambda value, _: plain(value))
+        if axis.get_scale() == "log":
+            low, high = axis.get_view_interval()
+            # 1, 2, 5, 10, 20, ... where there is room, else 1, 10, 100; 1, 2, 3, 4, ... where that would be one or two.
+            subs = range(1, 10) if high / low < 5 else (1, 2, 5) if high / low < 2000 else (1,)
+            axis.set_major_locator(LogLocator(subs=subs))
+            axis.set_minor_formatter(NullFormatter())

@@ -20,11 +20,11 @@ h1 { margin: 0; font-size: 1.7rem; line-height: 1.2; }
 h2 { margin: 2.6rem 0 .8rem; font-size: 1.2rem; }
 h3 { margin: 1.6rem 0 .4rem; font-size: 1rem; }
 p { margin: .4rem 0; }
-.soft, figcaption, .card small, caption { color: var(--soft); }
+.soft, figcaption, small, caption { color: var(--soft); }
 .cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(13.5rem, 1fr)); gap: .75rem; margin: 1.5rem 0; }
 .card { padding: .7rem .9rem; background: var(--card); border: 1px solid var(--line); border-radius: .5rem; }
 .card b { display: block; font-size: 1.55rem; line-height: 1.3; font-variant-numeric: tabular-nums; }
-.card span, .card small { display: block; font-size: .88rem; }
+.card span, .card small, blockquote small { display: block; font-size: .88rem; }
 .notes { padding: .6rem .9rem .6rem 2rem; border: 1px solid var(--line); border-left: .3rem solid var(--mark); }
 figure { margin: 0 0 1.6rem; }
 img { display: block; width: 100%; height: auto; padding: .6rem; background: #fff; border: 1px solid var(--line);
@@ -37,13 +37,11 @@ caption { padding: .2rem 0; text-align: left; font-weight: 600; }
 th, td { padding: .22rem .4rem .22rem 0; border-bottom: 1px solid var(--line); text-align: left; vertical-align: top; }
 th { width: 48%; font-weight: 400; }
 td { font-variant-numeric: tabular-nums; }
-td small { color: var(--soft); }
 tr.marked th, tr.marked td { font-weight: 600; }
 tr.marked th::before { content: "\\25CF\\00A0"; color: var(--mark); }
 tr.marked small { font-weight: 400; }
 blockquote { margin: 0 0 .8rem; padding: .6rem .9rem; background: var(--card); border: 1px solid var(--line);
              border-radius: .5rem; white-space: pre-wrap; }
-blockquote small { display: block; color: var(--soft); }
 """
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import sys
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -12,14 +13,15 @@ from tinygpt_jax.config import Config
 from tinygpt_jax.files import write_atomically
 from tinygpt_jax.report import html, plots
 from tinygpt_jax.report.drawing import figures, percent
-from tinygpt_jax.runs.record import MAX_LOSS, RunRecord, Sample, read_record
+from tinygpt_jax.runs.record import MAX_LOSS, RunRecord, WrittenStory, read_record
+from tinygpt_jax.terminal import harmless
 
 _SAMPLES_PER_PROMPT = 6
-
 _CAPTIONS = {
     "loss": "Mean cross-entropy. Training: of the updates since the point before, with dropout if any. Validation: of "
     "held-out stories, without. A uniform guess costs ln V; the unigram entropy is the least that is possible without "
-    "looking at the context; the exact entropy, known for the built-in stories, the least that is possible at all.",
+    "looking at the context; the exact entropy, known for the built-in stories, the least that is possible at all, "
+    "both for the validation rows that are evaluated. On the right without the first tenth of the steps.",
     "perplexity": "exp(loss): the model is as uncertain as a fair choice among so many tokens.",
     "learning_rate": "Above: the schedule. Below: the global norm of the gradient before clipping, on a log scale.",
     "word_cloud": "Frequent words of the training stories, without those that all English is full of.",
@@ -30,101 +32,104 @@ _CAPTIONS = {
 def write_report(workdir: Path) -> Path:
     """Draw `plots/*.png` and `report.html` in a run folder, and return the page's path.
 
-    A run under way or with damaged files is drawn as far as it goes; the page says what is missing.
+    A run under way or with damaged files is drawn as far as it goes; the page and standard error say what is missing.
 
     Raises:
         UserError: `workdir` is not a run folder, or cannot be written to.
     """
     record = read_record(workdir)
-    pictures = _draw_pictures(record, workdir / "plots")
+    pictures = list(_draw_pictures(record, workdir / "plots"))  # which may find more problems
     parts = [
         html.cards(_headline(record)),
         html.notes(record.problems),
         *pictures,
         *_stories(record.samples),
-        html.heading("Data and speed"),
-        html.tables([("Stories", list(_corpus_rows(record))), ("Speed", list(_speed_rows(record)))]),
+        html.heading("Stories, progress and speed"),
+        html.tables(
+            (caption, list(rows(record)))
+            for caption, rows in (("Stories", _corpus_rows), ("Progress", _progress_rows), ("Speed", _speed_rows))
+        ),
         *_configuration(record.config),
     ]
+    for problem in record.problems:
+        print(f"warning: {harmless(problem)}", file=sys.stderr)
     path = workdir / "report.html"
     write_atomically(path, html.page(record.name, _subtitle(record), parts))
     return path
 
 
-def _draw_pictures(record: RunRecord, folder: Path) -> list[str]:
+def _draw_pictures(record: RunRecord, folder: Path) -> Iterator[str]:
     """Draw what there is data for, as parts of the page; what there is none for becomes a problem."""
-    parts = [html.heading("Pictures")]
-
-    def draw(name: str, possible: bool, picture: Callable[[Path], str]) -> None:
-        if not possible:
-            record.problems.append(f"{name}.png is not drawn: there is no data for it")
-            return
+    yield html.heading("Pictures")
+    for name, data, draw in _pictures(record):
         path = folder / f"{name}.png"
-        title = picture(path)
-        parts.append(html.picture(path.read_bytes(), title, _CAPTIONS[name]))
+        if data:
+            title = draw(path)
+            yield html.picture(path.read_bytes(), title, _CAPTIONS[name])
+        else:
+            record.problems.append(f"{path.name} is not drawn: there is no data for it")
 
-    losses = record.training_loss, record.validation_loss
-    references = _references(record)
-    draw("loss", any(losses), partial(plots.loss_curves, *losses, references))
-    draw("perplexity", any(losses), partial(plots.perplexity_curves, *losses, references))
-    rates, norms = record.learning_rate, record.gradient_norm
+
+def _pictures(record: RunRecord) -> Iterator[tuple[str, Any, Callable[[Path], str]]]:
+    """Every picture: its name, the data that it cannot do without, and how it is drawn."""
+    losses = record.curves["loss"], record.curves["validation_loss"]
+    yield "loss", any(losses), partial(plots.loss_curves, *losses, _references(record))
+    yield "perplexity", any(losses), partial(plots.perplexity_curves, *losses, _references(record))
+    rates = record.curves["learning_rate"], record.curves["gradient_norm"]
     clip_norm = record.config.optimizer.clip_norm if record.config else None
-    draw("learning_rate", bool(rates and norms), partial(plots.learning_rate_curves, rates, norms, clip_norm))
-    draw("word_cloud", bool(record.words), partial(plots.word_cloud, record.words))
-    histogram, context_length = record.length_histogram or {}, int(record.number("context_length") or 0)
+    yield "learning_rate", all(rates), partial(plots.learning_rate_curves, *rates, clip_norm)
+    yield "word_cloud", record.words, partial(plots.word_cloud, record.words)
+    lengths = record.length_histogram or {}, int(record.number("context_length") or 0)
     layout = "packed" if record.corpus.get("layout") == "packed" else "padded"
-    lengths = partial(plots.story_lengths, histogram, context_length, layout=layout)
-    draw("story_lengths", bool(histogram and context_length), lengths)
-    return parts
+    yield "story_lengths", all(lengths), partial(plots.story_lengths, *lengths, layout=layout)
 
 
 def _references(record: RunRecord) -> dict[str, float]:
     """Losses to compare with, in nats per token, as far as they are known."""
-    vocab_size, unigram, entropy = map(record.number, ("vocab_size", "unigram_entropy", "entropy"))
+    vocab_size = record.number("vocab_size")
     known = {
         "uniform guess": math.log(vocab_size) if vocab_size else None,
-        "unigram entropy": unigram,
-        "exact entropy": entropy,
+        "unigram entropy": record.number("evaluated_unigram_entropy"),
+        "exact entropy": record.number("evaluated_entropy"),
     }
     return {name: value for name, value in known.items() if value is not None and value <= MAX_LOSS}
 
 
 def _headline(record: RunRecord) -> Iterator[tuple[str, str, str]]:
     """The run in a few figures: (name, figure, unit or remark)."""
-    if record.validation_loss:
-        step, loss = record.validation_loss[-1]
-        best_step, best = min(record.validation_loss, key=lambda point: point[1])
-        bits, bytes_per_token = loss / math.log(2), record.number("shown_bytes_per_token")
+    curves = record.curves
+    if curves["validation_loss"]:
+        step, loss = curves["validation_loss"][-1]
+        best_step, best = min(curves["validation_loss"], key=lambda point: point[1])
+        bits, bytes_per_token = loss / math.log(2), record.number("evaluated_bytes_per_token")
         yield "Validation loss", f"{loss:.3f}", f"nats per token, at step {step:,}"
         yield "Best validation loss", f"{best:.3f}", f"nats per token, at step {best_step:,}"
         yield from _distance(loss, _references(record))
         yield "Perplexity", figures(math.exp(loss)), "exp(validation loss)"
         per_byte = f"{bits / bytes_per_token:.3f} bits per byte" if bytes_per_token else "validation loss / ln 2"
         yield "Bits per token", f"{bits:.3f}", per_byte
-    if record.validation_accuracy:
-        yield "Token accuracy", percent(record.validation_accuracy[-1][1]), "of validation tokens were the first guess"
-    if record.training_loss:
-        step, loss = record.training_loss[-1]
+    if curves["validation_accuracy"]:
+        accuracy = percent(curves["validation_accuracy"][-1][1])
+        yield "Token accuracy", accuracy, "of validation tokens were the first guess"
+    if curves["loss"]:
+        step, loss = curves["loss"][-1]
         yield "Training loss", f"{loss:.3f}", f"nats per token, at step {step:,}"
-    if record.tokens_per_second:
-        speed = median(value for _, value in record.tokens_per_second)
+    if curves["tokens_per_second"]:
+        speed = median(value for _, value in curves["tokens_per_second"])
         yield "Throughput", f"{speed:,.0f}", "tokens per second (median)"
 
 
 def _distance(loss: float, references: dict[str, float]) -> Iterator[tuple[str, str, str]]:
     """How far the loss is from the best that is possible, or else from the best without context."""
-    name = next((name for name in ("exact entropy", "unigram entropy") if name in references), None)
-    if name is not None:
-        difference, best = loss - references[name], references[name]
-        side = "Above" if difference >= 0 else "Below"
-        yield (
-            f"{side} the {name}",
-            f"{abs(difference):.3f}",
-            f"nats per token, {abs(difference) / best:.1%} of {best:.3f}",
-        )
+    for name in ("exact entropy", "unigram entropy"):
+        if name in references:
+            best, distance = references[name], abs(loss - references[name])
+            side = "Above" if loss >= best else "Below"
+            yield f"{side} the {name}", f"{distance:.3f}", f"nats per token, {distance / best:.1%} of {best:.3f}"
+            return
 
 
-def _stories(samples: list[Sample]) -> Iterator[str]:
+def _stories(samples: list[WrittenStory]) -> Iterator[str]:
     """What the model wrote from each prompt, from the first to the last evaluation."""
     if not samples:
         return
@@ -140,28 +145,39 @@ def _stories(samples: list[Sample]) -> Iterator[str]:
 def _corpus_rows(record: RunRecord) -> Iterator[tuple[str, str, str]]:
     for name, value in record.corpus.items():
         text = value if isinstance(value, str) else f"{value:,}" if isinstance(value, int) else f"{value:.4f}"
-        yield name.replace("_", " "), text, ""
+        yield name.replace("_", " "), text + " nats per token" * name.endswith("entropy"), ""
+
+
+def _progress_rows(record: RunRecord) -> Iterator[tuple[str, str, str]]:
+    if (done := _steps_done(record)) is not None:
+        yield "steps done", f"{done:,}", ""
+    if record.curves["epoch"]:
+        yield "epochs done", f"{record.curves['epoch'][-1][1]:.2f}", ""
+    if record.config:
+        training = record.config.training
+        yield "planned", f"{training.steps:,} steps" if training.steps else f"{training.epochs:g} epochs", ""
 
 
 def _speed_rows(record: RunRecord) -> Iterator[tuple[str, str, str]]:
-    speeds = sorted(value for _, value in record.tokens_per_second)
+    speeds, shares, seconds = (
+        sorted(value for _, value in record.curves[name]) for name in ("tokens_per_second", "share_of_peak", "seconds")
+    )
     if speeds:
         tenth = len(speeds) // 10
         yield "tokens per second, median", f"{median(speeds):,.0f}", ""
         yield "tokens per second, middle 80%", f"{speeds[tenth]:,.0f} to {speeds[-1 - tenth]:,.0f}", ""
-    if record.share_of_peak:
-        yield "share of the device's peak, median", percent(median(share for _, share in record.share_of_peak)), ""
-    if record.seconds:
-        minutes = sum(seconds for _, seconds in record.seconds) / 60
-        yield "time in updates, evaluation left out", f"{minutes:,.1f} minutes", ""
-    if record.epoch:
-        yield "epochs", f"{record.epoch[-1][1]:.2f}", ""
+    if shares:
+        yield "share of the device's peak, median", percent(median(shares)), ""
+    if seconds:
+        yield "time in updates, evaluation left out", f"{sum(seconds) / 60:,.1f} minutes", ""
 
 
 def _configuration(config: Config | None) -> Iterator[str]:
     if config is not None:
         yield html.heading("Configuration", "Marked: what differs from the defaults, which are the reference system.")
         groups, defaults = dataclasses.asdict(config), dataclasses.asdict(Config())
+        if config.training.steps:
+            groups["training"]["epochs"] = defaults["training"]["epochs"] = "not used: steps is set"
         yield html.tables((name.capitalize(), list(_setting_rows(groups[name], defaults[name]))) for name in groups)
 
 
@@ -177,5 +193,10 @@ def _subtitle(record: RunRecord) -> str:
         model = record.config.model
         facts += [f"{model.n_layers} layers of width {model.d_model}", f"{model.vocab_size:,} tokens"]
         facts += [f"stories: {record.config.data.source}"]
-    steps = [curve[-1][0] for curve in (record.training_loss, record.validation_loss) if curve]
-    return ", ".join([*facts, f"{max(steps):,} steps" if steps else "no step logged yet"])
+    done = _steps_done(record)
+    return ", ".join([*facts, "no step logged yet" if done is None else f"{done:,} steps"])
+
+
+def _steps_done(record: RunRecord) -> float | None:
+    curves = record.curves["loss"], record.curves["validation_loss"]
+    return max((curve[-1][0] for curve in curves if curve), default=None)

@@ -35,56 +35,41 @@ def loss_curves(training: Curve, validation: Curve, references: Mapping[str, flo
         lowest = min(references, key=lambda reference: references[reference])
         distance = last - references[lowest]
         title += f", {figures(abs(distance))} {'below' if distance < 0 else 'above'} the {lowest}"
-    figure = drawing.new_figure()
-    axes = figure.subplots()
-    axes.set(xlabel="step", ylabel="loss (nats per token)")
-    _draw_run(axes, training, validation, references)
-    drawing.finish(axes, title)
-    drawing.save(figure, path)
+    _draw_run(training, validation, references, title, path, ylabel="loss (nats per token)")
     return title
 
 
 def perplexity_curves(training: Curve, validation: Curve, references: Mapping[str, float], path: Path) -> str:
     """The arguments of `loss_curves` as perplexity, exp(loss), on a log axis: equal distances are equal nats."""
-    training, validation = _exp(training), _exp(validation)
+    training, validation = ([(step, math.exp(value)) for step, value in curve] for curve in (training, validation))
     name, curve = ("Validation", validation) if validation else ("Training", training)
     first = min([*training, *validation])[1]
     title = f"{name} perplexity ends at {figures(curve[-1][1])}; the run began at {figures(first)}"
-    figure = drawing.new_figure()
-    axes = figure.subplots()
-    axes.set(xlabel="step", ylabel="perplexity (log scale)", yscale="log")
     # exp of the unigram entropy is the perplexity of a unigram model, and so on.
     references = {name.removesuffix(" entropy"): math.exp(value) for name, value in references.items()}
-    _draw_run(axes, training, validation, references)
-    drawing.finish(axes, title)
-    drawing.save(figure, path)
+    _draw_run(training, validation, references, title, path, ylabel="perplexity (log scale)", yscale="log")
     return title
 
 
 def learning_rate_curves(learning_rate: Curve, gradient_norm: Curve, clip_norm: float | None, path: Path) -> str:
     """The learning rate, and below it the gradient's global norm before it is clipped to `clip_norm`, if known."""
-    figure = drawing.new_figure()
-    above, below = figure.subplots(2, 1, sharex=True)
     rates, norms = [rate for _, rate in learning_rate], [norm for _, norm in gradient_norm]
-
-    _line(above, learning_rate, drawing.GREEN)
-    above.set(ylabel="learning rate", ylim=(0, 1.1 * max(rates) or 1))
     title = f"Learning rate at most {plain(max(rates))}, {plain(rates[-1])} at the end"
-    drawing.finish(above, title)
-
-    _line(below, gradient_norm, drawing.PURPLE, thin=True)
-    below.set(xlabel="step", ylabel="gradient norm", yscale="log")
     norm_title = "Gradient norm"
-    drawing.limit_y(below, norms)
     if clip_norm is not None:
         clipped = sum(norm > clip_norm for norm in norms) / len(norms)
         norm_title = f"Gradient clipped in {percent(clipped)} of the logged steps"
-        if min(norms) / 100 < clip_norm < 100 * max(norms):  # a line far away would flatten the curve
-            drawing.limit_y(below, [*norms, clip_norm])
-            drawing.reference_lines(below, {"": clip_norm})
-            drawing.label_ends(below, [(clip_norm, f"clipped\nat {clip_norm:g}", drawing.GREY)])
-    drawing.finish(below, norm_title)
-    drawing.save(figure, path)
+    with drawing.picture(path, "", rows=2) as (above, below):
+        for axes, text in ((above, title), (below, norm_title)):
+            axes.set_title(text, loc="left", **drawing.TITLE)
+        _line(above, learning_rate, drawing.GREEN)
+        above.set(ylabel="learning rate", ylim=(0, 1.1 * max(rates) or 1))
+        _line(below, gradient_norm, drawing.PURPLE, thin=True)
+        below.set(xlabel="step", ylabel="gradient norm", yscale="log")
+        if clip_norm is not None and min(norms) / 100 < clip_norm < 100 * max(norms):  # one far away flattens the curve
+            drawing.reference_line(below, clip_norm, f"clipped at {clip_norm:g}", above=norms[-1] <= clip_norm)
+            norms.append(clip_norm)
+        drawing.limit_y(below, norms)
     return f"{title}. {norm_title}"
 
 
@@ -99,19 +84,13 @@ def comparison_curves(curves: Mapping[str, Curve], floor: float, uniform: float,
     """
     (right, right_curve), (wrong, wrong_curve) = curves.items()
     title = f"{wrong.capitalize()} stays above {figures(floor)}; {right} ends at {figures(right_curve[-1][1])}"
-    figure = drawing.new_figure()
-    axes = figure.subplots()
-    axes.set(xlabel="step", ylabel="reported perplexity (log scale)", yscale="log")
-    references = {"uniform guess": uniform, "lowest possible": floor}
-    drawing.limit_y(axes, [value for _, value in [*right_curve, *wrong_curve]] + [floor, uniform])
-    labels = drawing.reference_lines(axes, references)
-    for name, curve, colour in ((wrong, wrong_curve, drawing.VERMILLION), (right, right_curve, drawing.BLUE)):
-        _line(axes, curve, colour)
-        labels.append((curve[-1][1], f"{name} {figures(curve[-1][1])}", colour))
-    axes.margins(x=0.01)
-    drawing.label_ends(axes, labels)
-    drawing.finish(axes, title)
-    drawing.save(figure, path)
+    with drawing.picture(path, title) as (axes,):
+        axes.set(xlabel="step", ylabel="reported perplexity (log scale)", yscale="log")
+        for name, curve, colour in ((wrong, wrong_curve, drawing.VERMILLION), (right, right_curve, drawing.BLUE)):
+            _line(axes, curve, colour, f"{name} {figures(curve[-1][1])}")
+        drawing.limit_y(axes, [value for _, value in [*right_curve, *wrong_curve]] + [floor, uniform])
+        drawing.reference_line(axes, uniform, f"uniform guess {figures(uniform)}", above=True)
+        drawing.reference_line(axes, floor, f"lowest possible {figures(floor)}", above=False)
     return title
 
 
@@ -132,30 +111,16 @@ def story_lengths(
     else:
         title = f"{percent(share)} of the stories are longer than a row of {context_length:,}; packed, none is cut"
     width = edges[1] - edges[0]
-    figure = drawing.new_figure()
-    axes = figure.subplots()
-    axes.set(xlabel="story length (tokens)", ylabel="stories")
-    colours = np.where(beyond & (layout == "padded"), drawing.VERMILLION, drawing.BLUE)
-    axes.bar(edges[:-1], counts, width, align="edge", color=colours, edgecolor="white", linewidth=0.5)
-    axes.margins(x=0.01, y=0.12)
-    if edges[-1] - edges[-2] != width:
-        tail = f"{edges[-2]:,} to {edges[-1] - 1:,}"
-        axes.annotate(tail, (edges[-2] + width, counts[-1]), (0, 4), textcoords="offset points", ha="right")
-    if context_length <= 1.5 * edges[-2]:
-        axes.axvline(context_length + 1, color=drawing.GREY, linestyle=(0, (5, 3)), linewidth=1.2)
-        side = "left" if context_length < edges[len(edges) // 2] else "right"
-        axes.annotate(
-            f"context length {context_length:,}",
-            (context_length + 1, 1),
-            (4 if side == "left" else -4, 0),
-            xycoords=axes.get_xaxis_transform(),
-            textcoords="offset points",
-            ha=side,
-            va="top",
-            color=drawing.GREY,
-        )
-    drawing.finish(axes, title)
-    drawing.save(figure, path)
+    with drawing.picture(path, title) as (axes,):
+        axes.set(xlabel="story length (tokens)", ylabel="stories")
+        colours = np.where(beyond & (layout == "padded"), drawing.VERMILLION, drawing.BLUE)
+        axes.bar(edges[:-1], counts, width, align="edge", color=colours, edgecolor="white", linewidth=0.5)
+        axes.margins(y=0.12)
+        if edges[-1] - edges[-2] != width:
+            tail = f"{edges[-2]:,} to {edges[-1] - 1:,}"
+            axes.annotate(tail, (edges[-2] + width, counts[-1]), (0, 4), textcoords="offset points", ha="right")
+        if context_length <= 1.5 * edges[-2]:
+            axes.axvline(context_length + 1, label=f"context length {context_length:,}", **drawing.DASHED)
     return title
 
 
@@ -166,17 +131,12 @@ def token_ranks(counts: np.ndarray, path: Path) -> str:
     top = min(100, len(present))
     share = percent(present[:top].sum() / present.sum())
     title = f"The {top} most frequent of {len(present):,} tokens make up {share} of the text"
-    figure = drawing.new_figure()
-    axes = figure.subplots()
-    axes.set(xlabel="rank of the token (log scale)", ylabel="occurrences (log scale)", xscale="log", yscale="log")
-    zipf = present[0] / ranks
-    axes.plot(ranks, zipf, color=drawing.GREY, linestyle=(0, (5, 3)), linewidth=1.2)
-    _line(axes, list(enumerate(present.tolist(), 1)), drawing.BLUE)
-    axes.margins(x=0.01)
-    drawing.limit_y(axes, [present[0], present[-1], zipf[-1]])
-    drawing.label_ends(axes, [(zipf[-1], "Zipf's law:\n1 / rank", drawing.GREY), (present[-1], "tokens", drawing.BLUE)])
-    drawing.finish(axes, title)
-    drawing.save(figure, path)
+    with drawing.picture(path, title) as (axes,):
+        axes.set(xlabel="rank of the token (log scale)", ylabel="occurrences (log scale)", xscale="log", yscale="log")
+        zipf = present[0] / ranks
+        axes.plot(ranks, zipf, label="Zipf's law: 1 / rank", **drawing.DASHED)
+        _line(axes, list(zip(ranks.tolist(), present.tolist(), strict=True)), drawing.BLUE, "tokens")
+        drawing.limit_y(axes, [present[0], present[-1], zipf[-1]])
     return title
 
 
@@ -205,26 +165,43 @@ def word_cloud(words: Mapping[str, int], path: Path) -> str:
     return f"The words that stand out: {', '.join(ranked[:5])}"
 
 
-def _draw_run(axes: "Axes", training: Curve, validation: Curve, references: Mapping[str, float]) -> None:
-    """Both curves over the reference lines, each named with its last value."""
-    drawing.limit_y(axes, [value for _, value in [*training, *validation]] + list(references.values()))
-    labels = drawing.reference_lines(axes, references)
-    if training:
-        # Thin, so that the noise of thousands of points does not hide the validation loss.
-        _line(axes, training, drawing.ORANGE, thin=True)
-        labels.append((training[-1][1], f"training {figures(training[-1][1])}", drawing.DARK_ORANGE))
-    if validation:
-        _line(axes, validation, drawing.BLUE, dots=len(validation) <= 40)
-        labels.append((validation[-1][1], f"validation {figures(validation[-1][1])}", drawing.BLUE))
-    axes.margins(x=0.01)
-    drawing.label_ends(axes, labels)
+def _draw_run(
+    training: Curve,
+    validation: Curve,
+    references: Mapping[str, float],
+    title: str,
+    path: Path,
+    ylabel: str,
+    yscale: Literal["linear", "log"] = "linear",
+) -> None:
+    """Both curves with the reference lines; and once more, larger, without the first tenth of the steps.
+
+    A loss falls from ln V to near its end in that tenth, and what it does then would look flat beside the fall.
+    """
+    start = max(step for step, _ in [*training, *validation]) // 10
+    late = [[point for point in curve if point[0] > start] for curve in (training, validation)]
+    views = {"step": [training, validation], f"step, from {start + 1:,} on": late}
+    if late == views["step"]:
+        views.popitem()
+    with drawing.picture(path, title, columns=len(views)) as panels:
+        panels[0].set_ylabel(ylabel)
+        for axes, (xlabel, (training, validation)) in zip(panels, views.items(), strict=True):
+            axes.set(xlabel=xlabel, yscale=yscale)
+            if training:  # thin, so that the noise of thousands of points does not hide the validation loss
+                _line(axes, training, drawing.ORANGE, f"training {figures(training[-1][1])}", thin=True)
+            if validation:
+                dots = len(validation) <= 40
+                _line(axes, validation, drawing.BLUE, f"validation {figures(validation[-1][1])}", dots=dots)
+            values = [value for _, value in [*training, *validation]]
+            if axes is not panels[0]:  # a reference far away would flatten the curves
+                high, low = max(values), min(values)
+                references = {name: value for name, value in references.items() if 2 * low - high <= value <= high}
+            for name, value in references.items():
+                drawing.reference_line(axes, value, f"{name} {figures(value)}", above=value > values[-1])
+            drawing.limit_y(axes, [*values, *references.values()], from_zero=axes is panels[0])
 
 
-def _line(axes: "Axes", curve: Curve, colour: str, thin: bool = False, dots: bool = False) -> None:
+def _line(axes: "Axes", curve: Curve, colour: str, name: str = "", thin: bool = False, dots: bool = False) -> None:
     steps, values = zip(*curve, strict=True)
     marker = "o" if dots or len(curve) == 1 else ""  # a line through one point cannot be seen
-    axes.plot(steps, values, color=colour, linewidth=1.2 if thin else 2.0, marker=marker, markersize=4)
-
-
-def _exp(curve: Curve) -> Curve:
-    return [(step, math.exp(value)) for step, value in curve]
+    axes.plot(steps, values, color=colour, label=name, linewidth=1.2 if thin else 2.0, marker=marker, markersize=4)

@@ -2,50 +2,46 @@
 
 import json
 import math
-import re
-from collections import Counter, defaultdict
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from tinygpt_jax.config import Config
 from tinygpt_jax.data.batches import evaluation_batches
 from tinygpt_jax.data.corpus import Corpus
+from tinygpt_jax.data.grammar import log_probability
+from tinygpt_jax.data.words import frequent_words
 from tinygpt_jax.evaluation import token_bytes, unigram
 from tinygpt_jax.files import write_atomically
-
-_STORIES_TO_COUNT = 20_000  # for the most frequent words, so many stories are enough
-_FREQUENT_WORDS = 300
+from tinygpt_jax.tokenizer import Tokenizer
 
 
 def write_summary(workdir: Path, config: Config, corpus: Corpus) -> None:
     """Write `corpus.json` when a run starts.
 
-    Entropies are in nats per token of the validation stories: `unigram_entropy` is the lowest loss possible without
-    context, `entropy` the lowest possible at all, where the stories' exact probability is known and none is cut
-    (null elsewhere).
+    Fields whose names begin with `evaluated` are of the validation rows that training evaluates, so that the loss
+    there can be compared with them. Entropies are in nats per token: `evaluated_unigram_entropy` is the lowest loss
+    possible without context, `evaluated_entropy` the lowest possible at all, where the built-in storyteller's whole
+    stories are evaluated, and `validation_entropy` the same of all its validation stories (null elsewhere).
 
     Raises:
         UserError: `workdir` cannot be written to.
     """
     train, validation = corpus.train, corpus.validation
-    context_length, layout = config.model.context_length, config.data.layout
-    spelled = token_bytes(corpus.tokenizer)
-    cut = layout == "padded" and bool((np.diff(validation.offsets) > context_length).any())
     summary = {
         "source": config.data.source,
         "vocab_size": corpus.tokenizer.vocab_size,
-        "layout": layout,
-        "context_length": context_length,
+        "layout": config.data.layout,
+        "context_length": config.model.context_length,
         "train_stories": train.n_stories,
         "train_tokens": len(train.tokens),
         "validation_stories": validation.n_stories,
         "validation_tokens": len(validation.tokens),
-        "shown_bytes_per_token": _shown_bytes_per_token(config, corpus, spelled),
-        "unigram_entropy": unigram(validation, spelled).loss,
-        "entropy": None if cut or validation.entropy is None else validation.entropy / len(validation.tokens),
-        "length_histogram": length_histogram(np.diff(train.offsets), context_length),
-        "words": _frequent_words(corpus),
+        "validation_entropy": None if validation.entropy is None else validation.entropy / len(validation.tokens),
+        **_evaluated(config, corpus),
+        "length_histogram": length_histogram(np.diff(train.offsets), config.model.context_length),
+        "words": frequent_words(corpus),
     }
     text = json.dumps(summary, indent=1) + "\n"
     write_atomically(workdir / "corpus.json", text.encode())
@@ -73,29 +69,30 @@ def length_histogram(lengths: np.ndarray, context_length: int) -> dict[str, list
     return {"edges": edges.tolist(), "counts": counts.tolist()}
 
 
-def _shown_bytes_per_token(config: Config, corpus: Corpus, spelled: np.ndarray) -> float:
-    """Bytes that a validation target spells on average: with it a loss per token becomes one per byte."""
+def _evaluated(config: Config, corpus: Corpus) -> dict[str, Any]:
+    """Figures of the rows that training evaluates."""
     batches = evaluation_batches(
         corpus.validation,
         config.data.layout,
         config.model.context_length,
-        batch_size=1024,
-        end_of_text=corpus.tokenizer.end_of_text,
+        config.training.batch_size,
+        corpus.tokenizer.end_of_text,
+        limit=config.training.eval_batches,
     )
-    shown = [batch.targets[batch.mask] for batch in batches]
-    return sum(int(spelled[tokens].sum()) for tokens in shown) / sum(len(tokens) for tokens in shown)
+    targets = np.concatenate([batch.targets[batch.mask] for batch in batches])
+    spelled = token_bytes(corpus.tokenizer)
+    log_p = _log_probability(targets, corpus.tokenizer) if corpus.validation.entropy is not None else -math.inf
+    return {
+        "evaluated_rows": batches.n_rows,
+        "evaluated_tokens": len(targets),
+        "evaluated_bytes_per_token": float(spelled[targets].mean()),
+        "evaluated_unigram_entropy": unigram(targets, spelled).loss,
+        "evaluated_entropy": -log_p / len(targets) if math.isfinite(log_p) else None,
+    }
 
 
-def _frequent_words(corpus: Corpus) -> dict[str, int]:
-    """Word -> occurrences, in evenly spaced training stories; a word counts in any case and has its commonest."""
-    offsets, count = corpus.train.offsets, corpus.train.n_stories
-    spellings: Counter[str] = Counter()
-    for index in np.arange(0, count, max(1, count // _STORIES_TO_COUNT)):
-        story = corpus.tokenizer.decode(corpus.train.tokens[offsets[index] : offsets[index + 1]])
-        spellings.update(re.findall(r"[^\W\d_]+(?:['’][^\W\d_]+)*", story))
-    occurrences: defaultdict[str, int] = defaultdict(int)
-    commonest: dict[str, str] = {}
-    for spelling, times in spellings.most_common():
-        occurrences[spelling.lower()] += times
-        commonest.setdefault(spelling.lower(), spelling)
-    return {commonest[word]: times for word, times in Counter(occurrences).most_common(_FREQUENT_WORDS)}
+def _log_probability(tokens: np.ndarray, tokenizer: Tokenizer) -> float:
+    """The log-probability in nats of these built-in stories; -inf if rows have cut one: it is no story any more."""
+    ends = np.flatnonzero(tokens == tokenizer.end_of_text) + 1
+    stories = np.split(tokens, ends[ends < len(tokens)])
+    return math.fsum(log_probability(tokenizer.decode(story)) for story in stories)

@@ -5,25 +5,37 @@ Nothing that is read is trusted: files are bounded in size, and values of a wron
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from tinygpt_jax.config import Config
 from tinygpt_jax.errors import UserError
+from tinygpt_jax.files import read_text
 from tinygpt_jax.runs.checkpoint_files import checkpoints
 from tinygpt_jax.runs.folder import LINES, WHOLE, has_changed
 
-_MAX_BYTES = 64 * 2**20  # a run of a million steps writes a fifth of this
-_MAX_BINS = 10_000
 Curve = Sequence[tuple[float, float]]  # (step, value)
 
 MAX_LOSS = 700.0  # nats; beyond it the perplexity is no number any more
+_MAX_BINS = 10_000
+
+# The curves in a file of lines, and what their values can be.
+_METRICS = {
+    "loss": (0, MAX_LOSS),
+    "validation_loss": (0, MAX_LOSS),
+    "validation_accuracy": (0, 1),
+    "learning_rate": (0, 1e6),
+    "gradient_norm": (1e-12, 1e12),
+    "epoch": (0, 1e9),
+}
+_TIMINGS = {"seconds": (0, 1e9), "tokens_per_second": (0, 1e12), "share_of_peak": (0, 1)}
 
 
 @dataclass(frozen=True)
-class Sample:
-    """A story that the model wrote during training."""
+class WrittenStory:
+    """What the model wrote during training."""
 
     step: int
     prompt: str
@@ -34,21 +46,14 @@ class Sample:
 class RunRecord:
     """A run as its folder tells it; what is not there is empty or None, and `problems` says why.
 
-    Curves are (step, value) points. Losses and entropies are in nats per token.
+    Curves are named as in metrics.jsonl (`loss` is of training) and timings.jsonl (`seconds` are since the point
+    before). Losses and entropies are in nats per token.
     """
 
     name: str
     config: Config | None = None
-    training_loss: Curve = field(default_factory=list)
-    validation_loss: Curve = field(default_factory=list)
-    validation_accuracy: Curve = field(default_factory=list)
-    learning_rate: Curve = field(default_factory=list)
-    gradient_norm: Curve = field(default_factory=list)
-    epoch: Curve = field(default_factory=list)
-    seconds: Curve = field(default_factory=list)  # since the point before
-    tokens_per_second: Curve = field(default_factory=list)
-    share_of_peak: Curve = field(default_factory=list)
-    samples: list[Sample] = field(default_factory=list)
+    curves: dict[str, Curve] = field(default_factory=lambda: dict.fromkeys([*_METRICS, *_TIMINGS], ()))
+    samples: list[WrittenStory] = field(default_factory=list)
     corpus: Mapping[str, Any] = field(default_factory=dict)  # the plain values of corpus.json
     words: dict[str, int] = field(default_factory=dict)
     length_histogram: dict[str, list[int]] | None = None
@@ -74,9 +79,14 @@ def read_record(workdir: Path) -> RunRecord:
         )
     record = RunRecord(workdir.resolve().name)
     _read_config(record, workdir / "config.json")
-    _read_metrics(record, workdir / "metrics.jsonl")
-    _read_timings(record, workdir / "timings.jsonl")
-    _read_samples(record, workdir / "samples.jsonl")
+    for name, ranges in (("metrics.jsonl", _METRICS), ("timings.jsonl", _TIMINGS)):
+        lines = _read_lines(record, workdir / name)
+        for curve, range_ in ranges.items():
+            points = [(line["step"], float(line[curve])) for line in lines if _is_number(line.get(curve), *range_)]
+            record.curves[curve] = points
+    for line in _read_lines(record, workdir / "samples.jsonl"):
+        if isinstance(line.get("prompt"), str) and isinstance(line.get("text"), str):
+            record.samples.append(WrittenStory(line["step"], line["prompt"], line["text"]))
     _read_corpus(record, workdir / "corpus.json")
     _compare_with_checkpoint(record, workdir)
     return record
@@ -91,36 +101,35 @@ def _read_config(record: RunRecord, path: Path) -> None:
             record.problems.append(f"config.json cannot be used: {error}")
 
 
-def _read_metrics(record: RunRecord, path: Path) -> None:
-    lines = _read_lines(record, path)
-    record.training_loss = _curve(lines, "loss", 0, MAX_LOSS)
-    record.validation_loss = _curve(lines, "validation_loss", 0, MAX_LOSS)
-    record.validation_accuracy = _curve(lines, "validation_accuracy", 0, 1)
-    record.learning_rate = _curve(lines, "learning_rate", 0, 1e6)
-    record.gradient_norm = _curve(lines, "gradient_norm", 1e-12, 1e12)
-    record.epoch = _curve(lines, "epoch", 0, 1e9)
-
-
-def _read_timings(record: RunRecord, path: Path) -> None:
-    lines = _read_lines(record, path)
-    record.seconds = _curve(lines, "seconds", 0, 1e9)
-    record.tokens_per_second = _curve(lines, "tokens_per_second", 0, 1e12)
-    record.share_of_peak = _curve(lines, "share_of_peak", 0, 1)
-
-
-def _read_samples(record: RunRecord, path: Path) -> None:
-    for line in _read_lines(record, path):
-        if isinstance(line.get("prompt"), str) and isinstance(line.get("text"), str):
-            record.samples.append(Sample(line["step"], line["prompt"], line["text"]))
+def _read_lines(record: RunRecord, path: Path) -> list[dict[str, Any]]:
+    """The objects of a JSON-lines file that have a step."""
+    text = _read_text(record, path)
+    if text is None:
+        return []
+    # Not splitlines(), which also splits at separators that stories may contain.
+    objects = [_parse_object(line) for line in text.split("\n") if line]
+    if not objects:
+        record.problems.append(f"{path.name} is empty")
+    elif objects[-1] is None:
+        record.problems.append(f"the last line of {path.name} is torn: left out")
+    if damaged := objects[:-1].count(None):
+        record.problems.append(f"{damaged} lines of {path.name} are damaged: left out")
+    return [line for line in objects if line and type(line.get("step")) is int and 0 <= line["step"] <= 1e15]
 
 
 def _read_corpus(record: RunRecord, path: Path) -> None:
     text = _read_text(record, path)
-    document = None if text is None else _parse_object(text)
-    if document is None:
-        if text is not None:
-            record.problems.append("corpus.json is damaged: no JSON object")
+    if text is None:
         return
+    document = _parse_object(text)
+    if document is None:
+        record.problems.append("corpus.json is damaged: no JSON object")
+        return
+    if "unigram_entropy" in document:
+        record.problems.append(
+            "corpus.json is of an earlier version: its entropies are of other stories than the loss, and left out; "
+            "remove it and give the training command again, which writes it anew"
+        )
     record.corpus = {
         name: value for name, value in document.items() if isinstance(value, str) or _is_number(value, 0, 1e15)
     }
@@ -149,55 +158,32 @@ def _histogram(value: Any) -> dict[str, list[int]] | None:
 
 def _compare_with_checkpoint(record: RunRecord, workdir: Path) -> None:
     """Say which files are no longer what they were when the newest checkpoint was saved."""
-    for saved in checkpoints(workdir)[-1:]:
+    while newest := checkpoints(workdir)[-1:]:
         try:
-            marks = saved.progress().files
+            marks = newest[0].progress().files
         except UserError as error:
+            if checkpoints(workdir)[-1:] != newest:
+                continue  # training saved another one, and removed this one while we looked
             record.problems.append(f"the newest checkpoint is damaged: {error}")
             return
         for name in LINES + WHOLE:
             path = workdir / name
-            if name in marks and path.is_file() and has_changed(path, marks[name]):
-                record.problems.append(f"{name} has changed since the checkpoint of step {saved.step} was saved")
-
-
-def _curve(lines: list[dict[str, Any]], name: str, low: float, high: float) -> Curve:
-    return [(line["step"], float(line[name])) for line in lines if _is_number(line.get(name), low, high)]
-
-
-def _read_lines(record: RunRecord, path: Path) -> list[dict[str, Any]]:
-    """The objects of a JSON-lines file that have a step."""
-    text = _read_text(record, path)
-    if text is None:
-        return []
-    # Not splitlines(), which also splits at separators that stories may contain.
-    objects = [_parse_object(line) for line in text.split("\n") if line]
-    if not objects:
-        record.problems.append(f"{path.name} is empty")
-    elif objects[-1] is None:
-        record.problems.append(f"the last line of {path.name} is torn: left out")
-    damaged = objects[:-1].count(None)
-    if damaged:
-        record.problems.append(f"{damaged} lines of {path.name} are damaged: left out")
-    lines = [
-        line for line in objects if line and isinstance(line.get("step"), int) and _is_number(line["step"], 0, 1e15)
-    ]
-    return lines
+            with suppress(OSError):  # which was said when it was read
+                if name in marks and path.is_file() and has_changed(path, marks[name]):
+                    step = newest[0].step
+                    record.problems.append(f"{name} has changed since the checkpoint of step {step} was saved")
+        return
 
 
 def _read_text(record: RunRecord, path: Path) -> str | None:
-    try:
-        if path.stat().st_size > _MAX_BYTES:
-            record.problems.append(f"{path.name} is larger than {_MAX_BYTES >> 20} MiB: left out")
-        elif not path.is_file():
-            record.problems.append(f"{path.name} is not a file")
-        else:
-            return path.read_text(encoding="utf-8", errors="replace")
-    except FileNotFoundError:
+    if not path.exists():
         record.problems.append(f"{path.name} is not there")
-    except OSError as error:
-        record.problems.append(f"{path.name} cannot be read: {error.strerror}")
-    return None
+        return None
+    try:
+        return read_text(path, errors="replace")  # what is left of a damaged file is used
+    except UserError as error:
+        record.problems.append(str(error))
+        return None
 
 
 def _parse_object(text: str) -> dict[str, Any] | None:

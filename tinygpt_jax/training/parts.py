@@ -6,6 +6,7 @@ import sys
 import jax
 from jax.sharding import Mesh
 
+from tinygpt_jax import fused
 from tinygpt_jax.config import MOST_STEPS, Config, ModelConfig
 from tinygpt_jax.data.batches import TrainingBatches, evaluation_batches
 from tinygpt_jax.data.corpus import Corpus
@@ -19,22 +20,19 @@ _MANY_EPOCHS = 10  # of so many, a model knows its stories by heart
 
 
 class Parts:
-    """The model, its batches and its updates: all of it determined by the configuration, the corpus and the devices."""
+    """The model, its batches and its updates: all of it determined by the configuration, the corpus and the devices.
+
+    Raises UsageError where epochs are too many steps or a batch does not divide, UserError of too few stories.
+    """
 
     def __init__(self, config: Config, corpus: Corpus, mesh: Mesh) -> None:
-        """Build them.
-
-        Raises:
-            UsageError: epochs are too many steps, or the batch does not divide.
-            UserError: there are too few stories.
-        """
         # How many tokens there are is the tokenizer's to say.
         model = dataclasses.replace(config.model, vocab_size=corpus.tokenizer.vocab_size)
         self.config, self.corpus, self.mesh = dataclasses.replace(config, model=model), corpus, mesh
         training = config.training
         rows = {"layout": config.data.layout, "context_length": model.context_length, "batch_size": training.batch_size}
         rows["end_of_text"] = corpus.tokenizer.end_of_text
-        self.model = GPT(model, resolve_dtype(training.compute_dtype), training.remat)
+        self.model = GPT(model, resolve_dtype(training.compute_dtype), training.remat, fused)
         self.batches = TrainingBatches(corpus.train, seed=training.seed, **rows)
         self.validation = evaluation_batches(corpus.validation, limit=training.eval_batches, **rows)
         steps = training.steps or training.epochs * self.batches.per_epoch
@@ -45,11 +43,6 @@ class Parts:
         self.learning_rate = learning_rate_schedule(config.optimizer, self.total_steps)
         self.optimizer = make_optimizer(config.optimizer, self.total_steps)
         self.update = make_train_step(self.model, self.optimizer, training, mesh)
-
-    @property
-    def epochs(self) -> float:
-        """How often each story is seen."""
-        return self.total_steps / self.batches.per_epoch
 
 
 def check_memory(config: Config) -> None:
@@ -66,7 +59,8 @@ def check_memory(config: Config) -> None:
 
 def announce(parts: Parts, state: TrainState, doing: str) -> None:
     """Say what is about to be done, and warn of what is probably not wanted."""
-    config, corpus, steps, epochs = parts.config, parts.corpus, parts.total_steps, parts.epochs
+    config, corpus, steps, per_epoch = parts.config, parts.corpus, parts.total_steps, parts.batches.per_epoch
+    epochs = steps / per_epoch
     count = sum(x.size for x in jax.tree.leaves(state.params))
     print(
         f"{doing} {f'{count / 1e6:.1f} M' if count >= 1e6 else f'{count:,}'} parameters "
@@ -76,13 +70,11 @@ def announce(parts: Parts, state: TrainState, doing: str) -> None:
         f"{steps:,} steps of {config.training.batch_size} x {config.model.context_length} tokens, "
         f"{epochs:,.{1 if epochs >= 1 else 2}f} epochs"
     )
-    warmup, rate = config.optimizer.warmup_steps, config.optimizer.learning_rate
+    warmup, rate, doubts = config.optimizer.warmup_steps, config.optimizer.learning_rate, []
     if warmup > steps:
-        _warn(f"warmup_steps {warmup} is more than the {steps:,} steps: the rate never reaches learning_rate {rate:g}")
+        doubts += [f"warmup_steps {warmup} is more than the {steps:,} steps: learning_rate {rate:g} is never reached"]
     if epochs > _MANY_EPOCHS:
-        fewer = f"or --steps {round(_MANY_EPOCHS * steps / epochs)} or fewer"
-        _warn(f"each story is seen {epochs:,.0f} times and will be known by heart: give more stories, {fewer}")
-
-
-def _warn(text: str) -> None:
-    print(f"warning: {text}", file=sys.stderr, flush=True)
+        advice = f"give more stories, or --steps {int(_MANY_EPOCHS * per_epoch)} or fewer"
+        doubts += [f"each story is seen {epochs:,.0f} times and will be known by heart: {advice}"]
+    for doubt in doubts:
+        print(f"warning: {doubt}", file=sys.stderr, flush=True)

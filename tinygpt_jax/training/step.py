@@ -10,15 +10,16 @@ import optax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
+from tinygpt_jax import fused
 from tinygpt_jax.config import TrainingConfig
 from tinygpt_jax.data.batches import Batch
-from tinygpt_jax.errors import UsageError, UserError
+from tinygpt_jax.errors import UsageError, UserError, first_line
 from tinygpt_jax.model import GPT
 from tinygpt_jax.random_keys import random_key
 
 # Logits of one update, with their gradient, may take this much memory of a device before they are cut in pieces. On a
 # CPU pieces of this size are at least as fast as the whole (docs/speed.md).
-_LOGITS_BYTES = {"cpu": 2**29, "gpu": 2**33}
+_MOST_LOSS_BYTES = {"cpu": 2**29, "gpu": 2**33}
 
 
 class TrainState(NamedTuple):
@@ -82,15 +83,16 @@ def make_train_step(
             f"gradient_accumulation {pieces} x {mesh.size} devices"
         )
     platform = mesh.devices.flat[0].platform
-    loss_options: dict[str, Any] = {
-        "chunks": loss_chunks(model, share, platform),
-        "vocab_multiple": 1 if platform == "cpu" else 128,  # tensor cores want whole tiles
-    }
+    arrangement: dict[str, Any] = {}
+    if model.arithmetic is fused:
+        arrangement["chunks"] = loss_chunks(model, share, platform)
+        arrangement["vocab_multiple"] = 1 if platform == "cpu" else 128  # tensor cores want whole tiles
 
     def loss_and_gradients(params, batch: Batch, key):
-        return jax.value_and_grad(lambda p: model.apply({"params": p}, *batch, key, **loss_options, method="loss"))(
-            params
-        )
+        def loss(params):
+            return model.apply({"params": params}, *batch, key, **arrangement, method="loss")
+
+        return jax.value_and_grad(loss)(params)
 
     def accumulated(params, batch: Batch, key):
         """The same for a batch cut in pieces, each weighted by its share of the targets."""
@@ -132,9 +134,18 @@ def _compiler_options(platform: str, remat: bool) -> dict[str, str]:
     if platform != "cpu":
         return {}
     # Sums, as in LayerNorm and softmax, are faster in the library YNNPACK, and products as fast without it.
-    options = {"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_REDUCE"}
+    options = known_options({"xla_cpu_experimental_ynn_fusion_type": "LIBRARY_FUSION_TYPE_REDUCE"})
     # XLA for CPUs drops the barriers that rematerialisation rests on, and then computes nothing twice.
     return options | ({"xla_disable_hlo_passes": "cse_barrier_expander"} if remat else {})
+
+
+def known_options(options: dict[str, str]) -> dict[str, str]:
+    """`options` if this jaxlib knows them all, else none: an experimental one may be renamed, and only costs speed."""
+    try:
+        jax.jit(jnp.negative, compiler_options=options).lower(0.0).compile()
+    except jax.errors.JaxRuntimeError:
+        return {}
+    return options
 
 
 def loss_chunks(model: GPT, rows: int, platform: str) -> int:
@@ -144,7 +155,7 @@ def loss_chunks(model: GPT, rows: int, platform: str) -> int:
     """
     length = model.config.context_length
     needed = 2 * rows * length * model.config.vocab_size * jnp.dtype(model.compute_dtype).itemsize
-    limit = _LOGITS_BYTES.get(platform, _LOGITS_BYTES["gpu"])
+    limit = _MOST_LOSS_BYTES.get(platform, _MOST_LOSS_BYTES["gpu"])
     return next(n for n in range(1, length + 1) if length % n == 0 and (needed / n <= limit or n == length))
 
 
@@ -158,7 +169,8 @@ def memory_errors(config: TrainingConfig) -> Iterator[None]:
     try:
         yield
     except jax.errors.JaxRuntimeError as error:
-        if "RESOURCE_EXHAUSTED" not in str(error):
+        # XLA has several ways to say it: RESOURCE_EXHAUSTED, or INTERNAL with "Out of memory allocating".
+        if "RESOURCE_EXHAUSTED" not in str(error) and "out of memory" not in str(error).lower():
             raise
         rows = config.batch_size
         pieces = next((n for n in range(2, rows + 1) if rows % n == 0 and n > config.gradient_accumulation), None)
@@ -167,5 +179,5 @@ def memory_errors(config: TrainingConfig) -> Iterator[None]:
             *([f"--gradient-accumulation {pieces} (the same batch in smaller pieces)"] if pieces else []),
             f"a --batch-size below {rows}" if rows > 1 else "a smaller model",
         ]
-        reason = str(error).splitlines()[0].removeprefix("RESOURCE_EXHAUSTED: ")
+        reason = first_line(error).removeprefix("RESOURCE_EXHAUSTED: ").removeprefix("INTERNAL: ")
         raise UserError(f"the device's memory is full ({reason}): try {', then '.join(advice)}") from None

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from tinygpt_jax import fused
 from tinygpt_jax.config import Config, ModelConfig
 from tinygpt_jax.data.batches import Batch
 from tinygpt_jax.devices import describe_devices, peak_flops, resolve_dtype, use_device
@@ -23,7 +24,7 @@ class Trainer:
     def __init__(self, config: Config) -> None:
         use_device()
         self.mesh = data_mesh()
-        model = GPT(config.model, resolve_dtype(config.training.compute_dtype), config.training.remat)
+        model = GPT(config.model, resolve_dtype(config.training.compute_dtype), config.training.remat, fused)
         optimizer = make_optimizer(config.optimizer, total_steps=1000)
         self.state = initial_state(model, optimizer, config.training.seed, self.mesh)
         self._update = make_train_step(model, optimizer, config.training, self.mesh)
@@ -57,7 +58,7 @@ class Writer:
 
     def __init__(self, model: ModelConfig) -> None:
         use_device()
-        self.model = GPT(model, resolve_dtype("auto"))
+        self.model = GPT(model, resolve_dtype("auto"), arithmetic=fused)
         self.params = jax.jit(self.model.init)(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
 
     def write(self, prompts: np.ndarray, length: int) -> np.ndarray:
@@ -73,7 +74,7 @@ def bytes_of_update(config: Config) -> tuple[int, int]:
     """See `MemoryTurns`: the compiled update's arguments, and its temporary memory with what it does not reuse."""
     use_device()
     mesh = data_mesh()
-    model = GPT(config.model, resolve_dtype(config.training.compute_dtype), config.training.remat)
+    model = GPT(config.model, resolve_dtype(config.training.compute_dtype), config.training.remat, fused)
     optimizer = make_optimizer(config.optimizer, total_steps=1000)
     state = jax.eval_shape(lambda: initial_state(model, optimizer, config.training.seed, mesh))
     tokens = jax.ShapeDtypeStruct((config.training.batch_size, config.model.context_length), jnp.int32)

@@ -1,8 +1,8 @@
 """Stories from one file: .txt, .jsonl, .csv or .parquet, each also compressed as .gz or .zst.
 
 - `.txt`: stories stand between `<|endoftext|>`, on a line of its own or not, as TinyStories is published; whitespace
-  around a story is the file's layout and not the story's. A file without `<|endoftext|>` in its first MiB holds one
-  story per block of lines, with blank lines between the blocks.
+  around a story is the file's layout and not the story's. A file without `<|endoftext|>` in its first 16 MiB holds
+  one story per block of lines, with blank lines between the blocks.
 - `.jsonl`: an object per line. `.csv`: a header, then a record per row. `.parquet`: a table. The story is the field
   `text`, or `story` where there is no `text`, and is kept to the letter.
 
@@ -11,13 +11,11 @@ A file is read as a stream: memory is bounded by the longest story, which may ha
 
 import contextlib
 import csv
-import gzip
-import io
 import itertools
 import json
 import re
+import shutil
 import tempfile
-import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
@@ -25,12 +23,12 @@ from typing import Any, BinaryIO, NamedTuple
 from tinygpt_jax.errors import UserError, first_line
 
 FORMATS = (".txt", ".jsonl", ".csv", ".parquet")
-COMPRESSIONS = (".gz", ".zst")
+COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
 TEXT_FIELDS = ("text", "story")
 LONGEST_STORY = 2**24  # bytes
 _CHUNK = 2**20
 
-Advance = Callable[[int], None]  # told how many more bytes of the file, as it lies on the disk, were read
+Advance = Callable[[int], object]  # told how many more bytes of the file, as it lies on the disk, were read
 
 
 class BadRecord(NamedTuple):
@@ -59,14 +57,18 @@ def read_file(path: Path, advance: Advance) -> Iterator[str | BadRecord]:
         with path.open("rb") as file:
             yield from read[format_of(path)](path, file, advance)
     except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror or error}") from None
+        if error.errno is None:  # not the system's, but what a library says of the content
+            raise UserError(f"{path} is damaged or cut short ({first_line(error)}): get it again") from None
+        raise UserError(f"cannot read {path}: {error.strerror}") from None
 
 
 def _read_txt(path: Path, file: BinaryIO, advance: Advance) -> Iterator[str | BadRecord]:
     chunks = _text_chunks(path, file, advance)
-    first = next(chunks, b"")
-    separator = rb"<\|endoftext\|>" if b"<|endoftext|>" in first[:_CHUNK] else rb"\n\s*\n"
-    for offset, line, part in _split(path, itertools.chain([first], chunks), re.compile(separator)):
+    start = b""
+    while b"<|endoftext|>" not in start and len(start) <= LONGEST_STORY and (chunk := next(chunks, b"")):
+        start += chunk
+    separator = rb"<\|endoftext\|>" if b"<|endoftext|>" in start else rb"\n\s*\n"
+    for offset, line, part in _split(path, itertools.chain([start], chunks), re.compile(separator)):
         try:
             text = part.decode().strip()
         except UnicodeDecodeError as error:
@@ -89,7 +91,7 @@ def _read_jsonl(path: Path, file: BinaryIO, advance: Advance) -> Iterator[str | 
         except (ValueError, RecursionError) as error:
             yield BadRecord(where, f"not JSON: {error}")
         else:
-            yield _checked(record, where)
+            yield _checked(record, where, "half a character: an escape from \\ud800 to \\udfff stands alone")
 
 
 def _read_csv(path: Path, file: BinaryIO, advance: Advance) -> Iterator[str | BadRecord]:
@@ -117,8 +119,7 @@ def _read_parquet(path: Path, file: BinaryIO, advance: Advance) -> Iterator[str 
         with contextlib.ExitStack() as stack:
             if path.suffix.lower() in COMPRESSIONS:  # a parquet file is read from its end, a compressed one is not
                 unpacked = stack.enter_context(tempfile.TemporaryFile())
-                for chunk in _decompress(path, file):
-                    unpacked.write(chunk)
+                shutil.copyfileobj(_unpacked(path, file), unpacked)
                 file = unpacked
             table = pq.ParquetFile(file)
             field = _require_field(path, table.schema_arrow.names)
@@ -126,21 +127,18 @@ def _read_parquet(path: Path, file: BinaryIO, advance: Advance) -> Iterator[str 
             for batch in table.iter_batches(batch_size=1024, columns=[field]):
                 for value in batch.column(0):
                     row += 1
-                    yield _parquet_text(value, field, f"{path}, row {row}")
+                    where = f"{path}, row {row}"
+                    try:
+                        yield _checked({field: value.as_py()}, where)
+                    except UnicodeDecodeError:
+                        yield BadRecord(where, "not valid UTF-8")
                 advance(size * len(batch) // table.metadata.num_rows)
     except pa.ArrowException as error:
         raise UserError(f"{path} is not a whole parquet file ({first_line(error)}): download it again") from None
 
 
-def _parquet_text(value: Any, field: str, where: str) -> str | BadRecord:
-    try:
-        return _checked({field: value.as_py()}, where)
-    except UnicodeDecodeError:
-        return BadRecord(where, "not valid UTF-8")
-
-
-def _checked(record: Any, where: str) -> str | BadRecord:
-    """The text of a record, if it is one."""
+def _checked(record: Any, where: str, surrogate: str = "not valid UTF-8") -> str | BadRecord:
+    """The text of a record, if it is one; `surrogate` says what a lone surrogate in it comes from."""
     if not isinstance(record, dict):
         return BadRecord(where, f"not an object with a text field but {_a(record)}")
     field = next((name for name in TEXT_FIELDS if name in record), None)
@@ -150,7 +148,7 @@ def _checked(record: Any, where: str) -> str | BadRecord:
     if not isinstance(text, str):
         return BadRecord(where, f"its {field} is not text but {_a(text)}")
     if not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):
-        return BadRecord(where, "not valid UTF-8")
+        return BadRecord(where, surrogate)
     return text
 
 
@@ -193,8 +191,8 @@ def _text_chunks(path: Path, file: BinaryIO, advance: Advance) -> Iterator[bytes
     Raises:
         UserError: it is not text.
     """
-    position, is_first, blocks = 0, True, _decompress(path, file)
-    while chunk := _join(blocks, _CHUNK):
+    position, is_first, content = 0, True, _unpacked(path, file)
+    while chunk := content.read(_CHUNK):
         if is_first:
             if b"\0" in chunk:
                 raise UserError(f"{path} is not a UTF-8 text file: its byte {chunk.index(0)} is zero")
@@ -204,46 +202,11 @@ def _text_chunks(path: Path, file: BinaryIO, advance: Advance) -> Iterator[bytes
         yield chunk
 
 
-def _join(blocks: Iterator[bytes], size: int) -> bytes:
-    """The next blocks together, at least `size` bytes while there are that many."""
-    parts, length = [], 0
-    for block in blocks:
-        parts.append(block)
-        length += len(block)
-        if length >= size:
-            break
-    return b"".join(parts)
+def _unpacked(path: Path, file: BinaryIO) -> Any:
+    """The file's content to `read`, decompressed if its name says so, by Arrow, which notices a missing end."""
+    compression = COMPRESSIONS.get(path.suffix.lower())
+    if compression is None:
+        return file
+    import pyarrow as pa
 
-
-def _decompress(path: Path, file: BinaryIO) -> Iterator[bytes]:
-    try:
-        if path.suffix.lower() == ".gz":
-            yield from _blocks(gzip.GzipFile(fileobj=file), _CHUNK)
-        elif path.suffix.lower() == ".zst":
-            yield from _decompress_zstd(file)
-        else:
-            yield from _blocks(file, _CHUNK)
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise UserError(f"{path} is damaged or cut short ({error}): get it again") from None
-
-
-def _decompress_zstd(file: BinaryIO) -> Iterator[bytes]:
-    import zstandard
-
-    frame = None
-    try:
-        for block in _blocks(file, 2**12):  # small: a block of a hostile file can unpack to 30,000 times its size
-            while block:
-                frame = frame or zstandard.ZstdDecompressor().decompressobj()
-                yield frame.decompress(block)
-                # What follows a whole frame is the next one.
-                frame, block = (None, frame.unused_data) if frame.eof else (frame, b"")
-    except zstandard.ZstdError as error:
-        raise zlib.error(error) from None
-    if frame:
-        raise EOFError("the last frame has no end")
-
-
-def _blocks(file: io.BufferedIOBase | BinaryIO, size: int) -> Iterator[bytes]:
-    while block := file.read(size):
-        yield block
+    return pa.CompressedInputStream(pa.PythonFile(file, "r"), compression)
