@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tinygpt_jax.data import grammar, hub, storyteller
+from tinygpt_jax.data import grammar, hub
 from tinygpt_jax.data.story_files import COMPRESSIONS, FORMATS, Advance, BadRecord, format_of, read_file
 from tinygpt_jax.errors import UsageError, UserError
 
@@ -128,8 +128,8 @@ class Builtin:
 
     @property
     def fingerprint(self) -> dict[str, Any]:
-        """How many, and the code that writes them."""
-        code = b"".join(Path(module.__file__ or "").read_bytes() for module in (grammar, storyteller))
+        """How many, and what writes them."""
+        code = b"".join(path.read_bytes() for path in (Path(grammar.__file__), grammar.STORYTELLER))
         return {"builtin": self.count, "seed": BUILTIN_SEED, "grammar": hashlib.sha256(code).hexdigest()}
 
     @property
