@@ -24,6 +24,7 @@ class Hub:
 
     name: str
     streaming: bool
+    unit: str = " stories"
 
     @property
     def fingerprint(self) -> dict[str, Any]:

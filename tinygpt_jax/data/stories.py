@@ -1,8 +1,8 @@
 """Where stories come from: the built-in storyteller, TinyStories, or files; cut into pieces to work on in parallel.
 
-A source has a `name` for messages, a `fingerprint` that identifies its stories without reading them, a `total`
-that its reading counts up to, and says with `own_split` what in it decides which stories are held out; empty where
-nothing does.
+A source has a `name` for messages, a `fingerprint` that identifies its stories without reading them, a `total` of a
+`unit` that its reading counts up to, and says with `own_split` what in it decides which stories are held out; empty
+where nothing does.
 """
 
 import hashlib
@@ -125,6 +125,7 @@ class Builtin:
     count: int
     name: str = "builtin"
     own_split: str = ""
+    unit: str = " stories"
 
     @property
     def fingerprint(self) -> dict[str, Any]:
@@ -151,6 +152,7 @@ class Files:
 
     path: Path
     files: tuple[Path, ...]
+    unit: str = "B"
 
     @property
     def name(self) -> str:
