@@ -185,7 +185,7 @@ def measure_memory(config: Config, arguments: Arguments, caches: Path) -> Table:
 
 def measure_input(config: Config, arguments: Arguments, caches: Path) -> Table:
     """Make batches of 20,000 stories of TinyStories' lengths: on demand, and prepared ahead by threads."""
-    from tinygpt_jax.data.batches import TrainingBatches
+    from tinygpt_jax.data.batches import Rows, TrainingBatches
     from tinygpt_jax.data.corpus import Split
 
     lengths = np.random.default_rng(0).integers(120, 330, 20_000)
@@ -193,7 +193,8 @@ def measure_input(config: Config, arguments: Arguments, caches: Path) -> Table:
     split = Split(np.zeros(offsets[-1], np.uint16), offsets, n_bytes=0, entropy=None)
     table: Table = {}
     for layout in ("padded", "packed"):
-        batches = TrainingBatches(split, layout, config.model.context_length, config.training.batch_size, 0, 0)
+        rows = Rows(split, layout, config.model.context_length, end_of_text=0)
+        batches = TrainingBatches(rows, config.training.batch_size, seed=0)
         ahead = batches.iterate()
         repeats = range(arguments.repeats)
         table[layout] = {

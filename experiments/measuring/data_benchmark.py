@@ -28,7 +28,7 @@ import numpy as np
 from experiments import cli
 from tinygpt_jax import tokenizer
 from tinygpt_jax.config import DataConfig
-from tinygpt_jax.data.batches import TrainingBatches
+from tinygpt_jax.data.batches import Rows, TrainingBatches
 from tinygpt_jax.data.corpus import default_workers, prepare
 from tinygpt_jax.data.integrity import CHECKED
 
@@ -99,7 +99,7 @@ def full_size(arguments: Arguments, stories: list[str], folder: Path) -> None:
     corpus = prepare(config)
     print(", ".join(f"{name} {entry['bytes'] / 1e6:.1f} MB" for name, entry in corpus.manifest["files"].items()))
     for layout in ("padded", "packed"):
-        batches = TrainingBatches(corpus.train, layout, 128, 32, 0, corpus.tokenizer.end_of_text)
+        batches = TrainingBatches(Rows(corpus.train, layout, 128, corpus.tokenizer.end_of_text), 32, seed=0)
         times = [_timed(lambda step=step, batches=batches: batches[step])[0] for step in range(3000)]
         print(f"{layout}: {statistics.median(times) * 1e3:.3f} ms per batch of 32 x 128 (median of 3,000)")
 
