@@ -76,8 +76,7 @@ def load(name: str = TINYSTORIES, streaming: bool = False) -> Mapping[str, Any]:
     Raises:
         UnfinishedError: there is neither a hub that answers nor a copy; within about 15 seconds.
     """
-    is_local = os.path.isdir(name)
-    if not is_local and not _asked_to_stay_offline() and not _hub_answers():
+    if not os.path.isdir(name) and not _asked_to_stay_offline() and not _hub_answers():
         # The libraries would try again and again, for minutes. Offline they take the copy at once, if there is one.
         _stay_offline()
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"  # nothing is sent anywhere but what asks for the stories
