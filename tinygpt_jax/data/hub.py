@@ -49,18 +49,15 @@ class Hub:
             UnfinishedError: the hub stopped answering.
         """
         split, row = "validation" if held_out else "train", 0
-        batches = iter(self._splits[split].iter(batch_size=1000))
-        while True:
-            try:
-                batch = next(batches, None)
-            except Exception as error:
-                raise UnfinishedError(_explain(self.name, error)) from error
-            if batch is None:
-                return
-            for text in batch["text"]:
-                row += 1
-                yield text if isinstance(text, str) else BadRecord(f"{self.name}, {split}, row {row}", "has no text")
-            advance(len(batch["text"]))
+        try:
+            for batch in self._splits[split].iter(batch_size=1000):
+                for text in batch["text"]:
+                    row += 1
+                    is_text = isinstance(text, str)
+                    yield text if is_text else BadRecord(f"{self.name}, {split}, row {row}", "has no text")
+                advance(len(batch["text"]))
+        except Exception as error:  # whatever the libraries below raise
+            raise UnfinishedError(_explain(self.name, error)) from error
 
     @cached_property
     def _splits(self) -> Any:
