@@ -69,7 +69,7 @@ def train(arguments: Arguments, name: str) -> list[tuple[int, float]]:
     import jax.numpy as jnp
     import optax
 
-    from tinygpt_jax.data.batches import TrainingBatches
+    from tinygpt_jax.data.batches import Rows, TrainingBatches
     from tinygpt_jax.data.corpus import prepare
     from tinygpt_jax.functional import cross_entropy
     from tinygpt_jax.model import GPT
@@ -77,9 +77,8 @@ def train(arguments: Arguments, name: str) -> list[tuple[int, float]]:
 
     corpus = prepare(DataConfig(source=arguments.source, vocabulary="gpt2", builtin_stories=5000))
     model = GPT(ModelConfig(context_length=64, n_layers=2, n_heads=4, d_model=64, d_ff=256, dropout=0.0))
-    batches = TrainingBatches(
-        corpus.train, "padded", context_length=64, batch_size=16, seed=0, end_of_text=corpus.tokenizer.end_of_text
-    )
+    rows = Rows(corpus.train, "padded", 64, corpus.tokenizer.end_of_text)
+    batches = TrainingBatches(rows, batch_size=16, seed=0)
     optimizer = make_optimizer(OptimizerConfig(learning_rate=arguments.learning_rate), total_steps=1)
     params = model.init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
 

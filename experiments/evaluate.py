@@ -81,21 +81,22 @@ def _open_split(run: "Run", arguments: Arguments) -> "Split":
 
 
 def _measure(run: "Run", split: "Split", with_training_rows: bool) -> dict[str, "Evaluation"]:
-    from tinygpt_jax.data.batches import evaluation_batches
+    from tinygpt_jax.data.batches import EvaluationBatches, Rows
     from tinygpt_jax.evaluation import Evaluation, evaluate, token_bytes, unigram, whole_stories
     from tinygpt_jax.terminal import progress
 
     lengths = token_bytes(run.tokenizer)
     context_length, end_of_text = run.config.model.context_length, run.tokenizer.end_of_text
-    shape = (context_length, max(1, TOKENS_PER_BATCH // context_length), end_of_text)
+    batch_size = max(1, TOKENS_PER_BATCH // context_length)
 
     def measured(batches) -> Evaluation:
         return evaluate(run.model, run.params, progress(batches, "evaluating"), lengths)
 
-    results = {"whole_stories": measured(whole_stories(split, *shape))}
+    results = {"whole_stories": measured(whole_stories(split, context_length, batch_size, end_of_text))}
     if with_training_rows:
         layout = run.config.data.layout
-        results[f"{layout}_rows"] = measured(evaluation_batches(split, layout, *shape))
+        rows = Rows(split, layout, context_length, end_of_text)
+        results[f"{layout}_rows"] = measured(EvaluationBatches(rows, batch_size))
     results["unigram"] = unigram(split.tokens, lengths)
     if split.entropy is not None:
         tokens = results["unigram"].tokens

@@ -12,7 +12,7 @@ from tinygpt_jax.config import Config, DataConfig
 from tinygpt_jax.data.batches import Batch, Rows
 from tinygpt_jax.data.corpus import Corpus, prepare
 from tinygpt_jax.data.words import frequent_words
-from tinygpt_jax.errors import UsageError
+from tinygpt_jax.errors import require
 from tinygpt_jax.terminal import harmless
 
 
@@ -45,8 +45,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = cli.parse(Arguments, argv, default=default)
     for name, lowest in (("context_length", 1), ("show", 0), ("workers", 1)):
         value = getattr(arguments, name)
-        if value is not None and value < lowest:
-            raise UsageError(f"{name} {value}: must be at least {lowest}")
+        require(value is None or value >= lowest, name, value, f"must be at least {lowest}")
     corpus = prepare(
         arguments.data,
         workers=arguments.workers,

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tinygpt_jax.data.batches import Rows, TrainingBatches, evaluation_batches
+from tinygpt_jax.data.batches import EvaluationBatches, Rows, TrainingBatches
 from tinygpt_jax.data.corpus import Split
 from tinygpt_jax.errors import UserError
 
@@ -84,7 +84,7 @@ def test_a_row_beyond_the_last_is_an_error():
 
 
 def training(split, layout="padded", batch_size=4, seed=0):
-    return TrainingBatches(split, layout, 4, batch_size, seed, END)
+    return TrainingBatches(Rows(split, layout, 4, END), batch_size, seed)
 
 
 @pytest.mark.parametrize("layout", ["padded", "packed"])
@@ -138,7 +138,7 @@ def test_a_corpus_smaller_than_a_batch_is_refused(layout):
 def test_evaluation_has_every_row_once_in_one_shape(layout, count):
     """A last batch of another shape, compiled for minutes; a filled-up row that counts."""
     rows = Rows(numbered(count), layout, 4, END)
-    batches = evaluation_batches(numbered(count), layout, 4, 4, END)
+    batches = EvaluationBatches(rows, 4)
     assert len(batches) == -(-len(rows) // 4) == len(list(batches))
     assert {batch.inputs.shape for batch in batches} == {(4, 4)}
     targets = np.concatenate([batch.targets[batch.mask] for batch in batches])
@@ -148,10 +148,10 @@ def test_evaluation_has_every_row_once_in_one_shape(layout, count):
 
 def test_a_limit_takes_evenly_spaced_rows():
     """A validation loss of the first stories only, or of other ones each time."""
-    batches = evaluation_batches(numbered(100), "padded", 4, 5, END, limit=4)
+    batches = EvaluationBatches(Rows(numbered(100), "padded", 4, END), 5, limit=4)
     first = [int(row[0] - 100) // 3 for batch in batches for row in batch.targets]
     assert first == list(range(0, 100, 5))
-    assert len(evaluation_batches(numbered(7), "padded", 4, 5, END, limit=4)) == 2
+    assert len(EvaluationBatches(Rows(numbered(7), "padded", 4, END), 5, limit=4)) == 2
 
 
 def test_a_split_of_half_a_billion_tokens_opens_and_feeds_in_little_memory(tmp_path):
@@ -165,6 +165,6 @@ def test_a_split_of_half_a_billion_tokens_opens_and_feeds_in_little_memory(tmp_p
         np.asarray(np.memmap(tmp_path / "tokens", "<u2", "r")), np.load(tmp_path / "offsets", mmap_mode="r"), 0, None
     )
     for layout in ("padded", "packed"):
-        batches = TrainingBatches(split, layout, 128, 32, 0, END)
+        batches = TrainingBatches(Rows(split, layout, 128, END), 32, 0)
         assert batches[10**6].inputs.shape == (32, 128)
         assert not [name for name, value in vars(batches).items() if isinstance(value, (list, np.ndarray))]

@@ -461,14 +461,16 @@ def test_shards_that_a_kill_left_beside_a_finished_corpus_are_removed(config):
 
 def test_a_killed_worker_is_one_line(tmp_path):
     """Waiting for ever for a process that the system killed for its memory."""
-    pieces = (stories.Piece(None, TEXTS) for _ in range(9))
 
-    def kill_them(piece):
-        for process in Path(f"/proc/self/task/{threading.get_native_id()}/children").read_text().split():
-            os.kill(int(process), signal.SIGKILL)
+    def pieces():
+        for number in range(9):
+            if number == 3:  # both processes have started, and one has finished a piece
+                for process in Path(f"/proc/self/task/{threading.get_native_id()}/children").read_text().split():
+                    os.kill(int(process), signal.SIGKILL)
+            yield stories.Piece(None, TEXTS)
 
     with pytest.raises(UnfinishedError, match="a tokenising process was killed"):
-        shards.write_shards(pieces, tmp_path, fix_encoding=False, workers=2, done=kill_them)
+        shards.write_shards(pieces(), tmp_path, fix_encoding=False, workers=2)
     assert 1 <= len(list(tmp_path.iterdir())) < 9
 
 

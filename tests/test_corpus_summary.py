@@ -8,7 +8,7 @@ from collections import Counter
 import pytest
 
 from tinygpt_jax.config import Config, DataConfig, ModelConfig, TrainingConfig
-from tinygpt_jax.data.batches import evaluation_batches
+from tinygpt_jax.data.batches import EvaluationBatches, Rows
 from tinygpt_jax.data.corpus import prepare
 from tinygpt_jax.data.grammar import log_probability
 from tinygpt_jax.report import write_report
@@ -56,8 +56,8 @@ def test_what_a_loss_is_compared_with_is_of_the_rows_that_training_evaluates(cor
     stories are cut, bits per byte must divide by the bytes before the cut."""
     summary = summary_of(corpus, tmp_path, context_length, batch_size=4, eval_batches=3)
     end = corpus.tokenizer.end_of_text
-    rows = evaluation_batches(corpus.validation, "padded", context_length, 4, end, limit=3)
-    shown = [row[counts].tolist() for batch in rows for row, counts in zip(batch.targets, batch.mask, strict=True)]
+    batches = EvaluationBatches(Rows(corpus.validation, "padded", context_length, end), 4, limit=3)
+    shown = [row[counts].tolist() for batch in batches for row, counts in zip(batch.targets, batch.mask, strict=True)]
     tokens = sum(map(len, shown))
     assert (summary["evaluated_rows"], summary["evaluated_tokens"]) == (12, tokens)
     spelled = sum(len(corpus.tokenizer.decode_bytes(row)) for row in shown)

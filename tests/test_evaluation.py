@@ -9,7 +9,7 @@ import pytest
 
 from tinygpt_jax import evaluation
 from tinygpt_jax.config import ModelConfig
-from tinygpt_jax.data.batches import Batch, evaluation_batches
+from tinygpt_jax.data.batches import Batch, EvaluationBatches, Rows
 from tinygpt_jax.data.corpus import Split
 from tinygpt_jax.errors import UserError
 from tinygpt_jax.evaluation import Evaluation, StoryWindows, evaluate, token_bytes, unigram, whole_stories
@@ -53,7 +53,7 @@ def random_batch(forward, share):
 @pytest.mark.parametrize("logits_bytes", [1, 4 * 4 * 257 * 3, 2**28])
 def test_evaluate_sums_what_the_mask_lets_through(monkeypatch, logits_bytes):
     """Target by target in float64, with logits of one position, of three and of all eight at once."""
-    monkeypatch.setattr(evaluation, "_LOGITS_BYTES", logits_bytes)
+    monkeypatch.setattr(evaluation, "_EVALUATED_BYTES", logits_bytes)
     evaluation._batch_sums.clear_cache()
     model, params = tiny_model()
     forward = jax.jit(lambda tokens: model.apply({"params": params}, tokens))
@@ -125,9 +125,9 @@ def test_bits_per_byte_of_a_uniform_model():
     whole = evaluate(model, params, whole_stories(split, 4, 2, 256), LENGTHS)
     assert (whole.tokens, whole.n_bytes) == (13, 11)
     assert whole.bits_per_byte == pytest.approx(13 * math.log2(257) / 11)
-    packed = evaluate(model, params, evaluation_batches(split, "packed", 4, 2, 256), LENGTHS)
+    packed = evaluate(model, params, EvaluationBatches(Rows(split, "packed", 4, 256), 2), LENGTHS)
     assert packed == whole
-    padded = evaluate(model, params, evaluation_batches(split, "padded", 4, 2, 256), LENGTHS)
+    padded = evaluate(model, params, EvaluationBatches(Rows(split, "padded", 4, 256), 2), LENGTHS)
     assert (padded.tokens, padded.n_bytes) == (8, 7)
     assert padded.bits_per_byte == pytest.approx(8 * math.log2(257) / 7)
 

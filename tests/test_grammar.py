@@ -3,13 +3,14 @@ import hashlib
 import itertools
 import math
 import re
+import tomllib
 from collections import Counter
 from collections.abc import Iterator
 
 import numpy as np
 import pytest
 
-from tinygpt_jax.data import grammar, storyteller
+from tinygpt_jax.data import grammar
 from tinygpt_jax.data.grammar import Grammar, log_probability, write_stories
 from tinygpt_jax.tokenizer import gpt2
 
@@ -19,8 +20,8 @@ SMALL = Grammar(
     {
         "kind": "cat, cow, hen",
         "coat": "red, gray",
-        "name": ("kind", "Tom, Tim; Bo, Mo; Ann, Amy"),
-        "He": ("kind", "He; It; She"),
+        "name": ("kind", "Tom, Tim", "Bo, Mo", "Ann, Amy"),
+        "He": ("kind", "He", "It", "She"),
     },
 )
 
@@ -30,7 +31,9 @@ def stories() -> list[tuple[str, float]]:
     return list(write_stories(20_000, seed=1))
 
 
-BUILTIN = Grammar(storyteller.STORY, storyteller.WORDS)
+BUILTIN = Grammar.read(grammar.STORYTELLER)
+TOLD = tomllib.loads(grammar.STORYTELLER.read_text(encoding="utf-8"))
+WORDS, PARTS = TOLD["words"], TOLD["parts"]
 
 
 def size(language: Grammar) -> tuple[int, float]:
@@ -75,8 +78,8 @@ def shortened(plot: str) -> Grammar:
     """A plot with one word in each slot and two options in each bracket: few enough stories to list."""
     template = re.sub(r"\[([^]|]*\|[^]|]*)\|[^]]*\]", r"[\1]", " ".join(f"A {{child}} and a {{animal}} {plot}".split()))
     words = {
-        slot: re.split("[,;]", spec)[0] if isinstance(spec, str) else (spec[0], re.split("[,;]", spec[1])[0])
-        for slot, spec in storyteller.WORDS.items()
+        slot: spec.split(",")[0] if isinstance(spec, str) else (spec[0], spec[1].split(",")[0])
+        for slot, spec in WORDS.items()
     }
     return Grammar(template, words)
 
@@ -84,7 +87,7 @@ def shortened(plot: str) -> Grammar:
 # --- probabilities
 
 
-@pytest.mark.parametrize("language", [SMALL, *map(shortened, [storyteller.LUNCH, storyteller.SEED, storyteller.WISH])])
+@pytest.mark.parametrize("language", [SMALL, *(shortened(PARTS[plot]) for plot in ("LUNCH", "SEED", "WISH"))])
 def test_probabilities_of_all_stories_sum_to_one(language):
     """A wrong probability, two walks to one text, a wrong count or entropy: nothing is sampled here."""
     listed = list(every_story(language))
@@ -172,13 +175,13 @@ def test_the_count_of_derivations_can_be_two(monkeypatch):
         ("[x|a|y|a]", {}, "ambiguous"),
         ("[the {x}|the {y}]", {"x": "p, q", "y": "r, s"}, "ambiguous"),
         ("a {toy}", {"toy": "ball, car, balloon"}, "ambiguous: a choice between 'ball' and 'balloon'"),
-        ("a {toy}", {"kind": "p, q", "toy": ("kind", "car, cart; doll, bell")}, "ambiguous"),
+        ("a {toy}", {"kind": "p, q", "toy": ("kind", "car, cart", "doll, bell")}, "ambiguous"),
         ("a [small|]", {}, "start with text of its own"),
         ("a [{x}|b]", {"x": "p, q"}, "start with text of its own"),
         ("a [[b|c]|d]", {}, "start with text of its own"),
-        ("{a} {b}", {"a": "p, q", "b": ("a", "r, s; t")}, "equally long"),
-        ("{a} {b}", {"a": "p, q", "b": ("a", "r; s; t")}, "argument"),
-        ("{a} {b} {c}", {"a": "p, q", "b": ("a", "r; s"), "c": ("b", "t; u")}, "itself depends"),
+        ("{a} {b}", {"a": "p, q", "b": ("a", "r, s", "t")}, "equally long"),
+        ("{a} {b}", {"a": "p, q", "b": ("a", "r", "s", "t")}, "argument"),
+        ("{a} {b} {c}", {"a": "p, q", "b": ("a", "r", "s"), "c": ("b", "t", "u")}, "itself depends"),
         ("a [b|c", {}, "not closed"),
         ("a b|c]", {}, "outside of brackets"),
         ("a | b", {}, "outside of brackets"),
@@ -221,13 +224,12 @@ def test_stories_have_60_to_120_tokens(stories):
     assert lengths.max() <= high
 
 
-def token_bounds(template: str = storyteller.STORY) -> tuple[int, int]:
+def token_bounds() -> tuple[int, int]:
     """The least and the most GPT-2 tokens that any story can have, over all choices and not only a sample.
 
     GPT-2's pieces are words and runs of punctuation, each with the space before it, so the tokens of the parts of
     a story add up if no part ends within such a piece.
     """
-    language = Grammar(template, storyteller.WORDS)
     cache = {}
 
     def rest(node, before: str) -> tuple[int, int]:
@@ -237,7 +239,7 @@ def token_bounds(template: str = storyteller.STORY) -> tuple[int, int]:
             if isinstance(node, grammar._Fork):
                 steps = [(text, after) for text, after in zip(node.texts, node.following, strict=True)]
             else:
-                words = itertools.chain(*language._words[node.slot]._words.values())
+                words = itertools.chain(*BUILTIN._words[node.slot]._words.values())
                 steps = [(word, node.following) for word in words]
             ends = []
             for text, after in steps:
@@ -248,7 +250,7 @@ def token_bounds(template: str = storyteller.STORY) -> tuple[int, int]:
             cache[node, before] = min(lows), max(highs)
         return cache[node, before]
 
-    return rest(language._start, "")
+    return rest(BUILTIN._start, "")
 
 
 def test_people_and_things_stay_the_same(stories):
@@ -289,9 +291,9 @@ def test_stories_are_well_formed_english(stories):
         assert text.isascii()
 
 
-def test_every_word_list_is_used():
-    """Words that no story can have."""
-    assert set(re.findall(r"{(\w+)}", storyteller.STORY)) == set(storyteller.WORDS)
+def test_every_word_list_and_part_is_used():
+    """Words or plots that no story can have."""
+    assert set(re.findall(r"{(\w+)}", " ".join([TOLD["story"], *PARTS.values()]))) == WORDS.keys() | PARTS.keys()
 
 
 def test_stories_are_the_same_everywhere():

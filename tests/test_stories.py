@@ -192,8 +192,9 @@ def test_a_file_that_is_not_what_its_name_says(tmp_path, monkeypatch, index):
 
 def test_sources_that_cannot_be(tmp_path):
     """A typing mistake answered with a download or a traceback."""
-    (tmp_path / "s.pdf").write_bytes(b"x")
-    for source in (tmp_path / "nowhere.txt", tmp_path / "s.pdf", tmp_path, "TinyStory"):
+    for name in ("s.pdf", "s.txt.zst.gz"):
+        (tmp_path / name).write_bytes(b"x")
+    for source in (tmp_path / "nowhere.txt", tmp_path / "s.pdf", tmp_path / "s.txt.zst.gz", tmp_path, "TinyStory"):
         with pytest.raises(UsageError, match="--data"):
             find_source(str(source), 10)
 

@@ -115,8 +115,7 @@ class StoryWindows(Rows):
 
 def whole_stories(split: Split, context_length: int, batch_size: int, end_of_text: int) -> EvaluationBatches:
     """All `StoryWindows` of a split, in batches of one shape."""
-    rows = StoryWindows(split, context_length, end_of_text)
-    return EvaluationBatches(rows, batch_size, len(rows))
+    return EvaluationBatches(StoryWindows(split, context_length, end_of_text), batch_size)
 
 
 @partial(jax.jit, static_argnames="model")

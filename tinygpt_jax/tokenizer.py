@@ -112,7 +112,18 @@ class Tokenizer:
             UserError: the text is anything else. Whoever read it knows where from, and what to do.
         """
         try:
-            return _parse(text)
+            if len(text) > 1_000_000:
+                raise ValueError(f"{len(text)} characters, more than any vocabulary needs")
+            document = json.loads(text)
+            if document == {"tokenizer": "gpt2"}:
+                return gpt2()
+            kept = document.get("kept") if isinstance(document, dict) else None
+            if document != {"tokenizer": "compact", "kept": kept} or not isinstance(kept, list):
+                raise ValueError("not the form of a gpt2 or compact vocabulary")
+            ascends = all(type(i) is int for i in kept) and kept == sorted(set(kept))
+            if not ascends or kept[:256] != [*range(256)] or kept[-1] != GPT2_END_OF_TEXT:
+                raise ValueError(f"kept does not ascend from the bytes, 0 to 255, to end-of-text, {GPT2_END_OF_TEXT}")
+            return cls("compact", np.array(kept))
         except (ValueError, RecursionError) as error:
             raise UserError(f"this is no vocabulary of GPT-2's tokens: {error}") from None
 
@@ -123,18 +134,15 @@ class Tokenizer:
 
     @functools.cached_property
     def _tokens(self) -> list[bytes]:
-        tokens = _gpt2_tokens()
-        return [tokens[i] for i in self.kept]
+        return [_gpt2_tokens()[i] for i in self.kept]
 
     @functools.cached_property
     def _spelling(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """How GPT-2 token i is written here: `spelled[starts[i] : starts[i] + widths[i]]`."""
         tokens = _gpt2_tokens()
-        widths = np.array([len(token) for token in tokens])
-        widths[self.kept] = 1
+        is_kept = np.isin(np.arange(GPT2_VOCAB_SIZE), self.kept)
+        widths = np.where(is_kept, 1, [len(token) for token in tokens])
         starts = np.cumsum(widths) - widths
-        is_kept = np.zeros(GPT2_VOCAB_SIZE, bool)
-        is_kept[self.kept] = True
         letters = b"".join(b"?" if keep else token for token, keep in zip(tokens, is_kept, strict=True))
         id_of_byte = np.argsort(np.frombuffer(b"".join(tokens[:256]), np.uint8)).astype(np.uint16)
         spelled = id_of_byte[np.frombuffer(letters, np.uint8)]
@@ -164,21 +172,6 @@ def compact(counts: np.ndarray, max_vocab: int | None = None) -> Tokenizer:
     by_frequency = np.argsort(-counts[:GPT2_END_OF_TEXT].astype(np.int64), kind="stable")
     occurring = np.count_nonzero(counts[:GPT2_END_OF_TEXT])
     return Tokenizer("compact", np.union1d([*range(256), GPT2_END_OF_TEXT], by_frequency[:occurring][:max_vocab]))
-
-
-def _parse(text: str) -> Tokenizer:
-    if len(text) > 1_000_000:
-        raise ValueError(f"{len(text)} characters, more than any vocabulary needs")
-    document = json.loads(text)
-    if document == {"tokenizer": "gpt2"}:
-        return gpt2()
-    if not isinstance(document, dict) or set(document) != {"tokenizer", "kept"} or document["tokenizer"] != "compact":
-        raise ValueError("not the form of a gpt2 or compact vocabulary")
-    kept = document["kept"]
-    is_list = isinstance(kept, list) and all(type(i) is int for i in kept)
-    if not is_list or kept[:256] != [*range(256)] or kept[-1] != GPT2_END_OF_TEXT or sorted(set(kept)) != kept:
-        raise ValueError(f"kept does not ascend from the single bytes, 0 to 255, to end-of-text, {GPT2_END_OF_TEXT}")
-    return Tokenizer("compact", np.array(kept))
 
 
 def _encode_gpt2(text: str) -> bytes:

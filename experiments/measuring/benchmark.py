@@ -168,7 +168,7 @@ class Measurement:
 
     def input(self) -> Table:
         """Make batches of 20,000 stories of TinyStories' lengths: on demand, and prepared ahead by threads."""
-        from tinygpt_jax.data.batches import TrainingBatches
+        from tinygpt_jax.data.batches import Rows, TrainingBatches
         from tinygpt_jax.data.corpus import Split
 
         lengths = np.random.default_rng(0).integers(120, 330, 20_000)
@@ -181,8 +181,8 @@ class Measurement:
 
         table: Table = {}
         for layout in ("padded", "packed"):
-            context_length = self._config.model.context_length
-            batches = TrainingBatches(split, layout, context_length, self._arguments.batch_size, seed=0, end_of_text=0)
+            rows = Rows(split, layout, self._config.model.context_length, end_of_text=0)
+            batches = TrainingBatches(rows, self._arguments.batch_size, seed=0)
             ahead = batches.iterate()
             table[layout] = {
                 "on demand, ms": milliseconds(batches.__getitem__),

@@ -27,7 +27,7 @@ from experiments import cli
 from experiments.measuring.tables import Table, print_table, spread, take_turns, timed
 from tinygpt_jax import tokenizer
 from tinygpt_jax.config import DataConfig
-from tinygpt_jax.data.batches import TrainingBatches
+from tinygpt_jax.data.batches import Rows, TrainingBatches
 from tinygpt_jax.data.corpus import default_workers, prepare
 from tinygpt_jax.errors import UserError, require
 from tinygpt_jax.files import read_text
@@ -93,7 +93,7 @@ def full_size(arguments: Arguments, stories: list[str], folder: Path) -> None:
     corpus = prepare(config)
     print(", ".join(f"{name} {entry['bytes'] / 1e6:.1f} MB" for name, entry in corpus.manifest["files"].items()))
     for layout in ("padded", "packed"):
-        batches = TrainingBatches(corpus.train, layout, 128, 32, 0, corpus.tokenizer.end_of_text)
+        batches = TrainingBatches(Rows(corpus.train, layout, 128, corpus.tokenizer.end_of_text), 32, seed=0)
         median, *_ = spread(timed(batches.__getitem__, step) for step in range(3000))
         print(f"{layout}: {median * 1e3:.3f} ms per batch of 32 x 128 (median of 3,000)")
 

@@ -86,27 +86,18 @@ class TrainingBatches:
     index shuffle is a permutation that is computed place by place.
 
     Raises:
-        UserError: the split has fewer rows than a batch.
+        UserError: there are fewer rows than a batch.
     """
 
-    def __init__(
-        self,
-        split: Split,
-        layout: Layout,
-        context_length: int,
-        batch_size: int,
-        seed: int,
-        end_of_text: int,
-    ) -> None:
+    def __init__(self, rows: Rows, batch_size: int, seed: int) -> None:
         from grain.experimental import index_shuffle  # imports jax, which looking at rows does not need
 
-        self.rows = Rows(split, layout, context_length, end_of_text)
-        if len(self.rows) < batch_size:
+        if len(rows) < batch_size:
             raise UserError(
-                f"the training stories make {len(self.rows)} {layout} rows of {context_length} tokens, fewer than one "
-                f"batch of {batch_size}: give more stories, or a smaller --batch-size or --context-length"
+                f"the training stories make {len(rows)} {rows.layout} rows of {rows.context_length} tokens, fewer than "
+                f"one batch of {batch_size}: give more stories, or a smaller --batch-size or --context-length"
             )
-        self.batch_size, self.seed = batch_size, seed
+        self.rows, self.batch_size, self.seed = rows, batch_size, seed
         self._index_shuffle = index_shuffle
 
     @property
@@ -135,10 +126,14 @@ class TrainingBatches:
 
 
 class EvaluationBatches:
-    """See `evaluation_batches`."""
+    """Every row once and in order, in batches of one shape: the last is filled up with masked rows.
 
-    def __init__(self, rows: Rows, batch_size: int, n_rows: int) -> None:
-        self.rows, self.batch_size, self.n_rows = rows, batch_size, n_rows
+    With `limit`, at most that many batches, of rows that are evenly spaced; always the same ones.
+    """
+
+    def __init__(self, rows: Rows, batch_size: int, limit: int | None = None) -> None:
+        self.rows, self.batch_size = rows, batch_size
+        self.n_rows = len(rows) if limit is None else min(len(rows), limit * batch_size)
 
     def __len__(self) -> int:
         return -(-self.n_rows // self.batch_size)
@@ -150,20 +145,3 @@ class EvaluationBatches:
             missing, fill = ((0, self.batch_size - len(chosen)), (0, 0)), self.rows.end_of_text
             inputs, targets = (np.pad(tokens, missing, constant_values=fill) for tokens in batch[:2])
             yield Batch(inputs, targets, np.pad(batch.mask, missing))
-
-
-def evaluation_batches(
-    split: Split,
-    layout: Layout,
-    context_length: int,
-    batch_size: int,
-    end_of_text: int,
-    limit: int | None = None,
-) -> EvaluationBatches:
-    """Every row of a split once and in order, in batches of one shape: the last is filled up with masked rows.
-
-    With `limit`, at most that many batches, of rows that are evenly spaced over the split; always the same ones.
-    """
-    rows = Rows(split, layout, context_length, end_of_text)
-    n_rows = len(rows) if limit is None else min(len(rows), limit * batch_size)
-    return EvaluationBatches(rows, batch_size, n_rows)

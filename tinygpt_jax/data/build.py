@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from tinygpt_jax.data.shards import StoryTable, read_array, read_table, write_shards
-from tinygpt_jax.data.stories import HASH_SPLIT, LeftOut, Piece, Source, counted, cut
+from tinygpt_jax.data.stories import HASH_SPLIT, LeftOut, Source, counted, cut
 from tinygpt_jax.errors import UserError
 from tinygpt_jax.files import own_checksum, sha256_of, whole_file
 from tinygpt_jax.tokenizer import GPT2_END_OF_TEXT, GPT2_VOCAB_SIZE, Tokenizer, compact, gpt2
@@ -37,21 +37,25 @@ def build(folder: Path, source: Source, key: dict[str, Any], tokenizer: Tokenize
         OSError: a file cannot be written.
         UserError: the source cannot be read, or has too few stories.
     """
+    from tqdm import tqdm
+
     options = key["options"]
     (folder / "shards").mkdir(exist_ok=True)
     for leftover in folder.rglob("*.partial"):
         leftover.unlink()
     print(f"preparing the stories of {source.name} in {folder}", file=sys.stderr, flush=True)
-    left_out, progress = LeftOut(), _Progress(source)
-    with progress.bar as bar:
+    left_out, start = LeftOut(), time.monotonic()
+    with tqdm(total=source.total, unit=source.unit, unit_scale=True, leave=False, disable=None) as bar:
         pieces = cut(source, options["skip_bad"], left_out, bar.update, held_out_only=tokenizer is not None)
-        shards = write_shards(pieces, folder / "shards", options["fix_encoding"], workers, progress.done)
-    print(f"{progress}, {time.monotonic() - progress.start:.0f} s", file=sys.stderr, flush=True)
+        shards = write_shards(pieces, folder / "shards", options["fix_encoding"], workers)
+    seconds = time.monotonic() - start
     if source.fingerprint != key["source"]:
         raise UserError(f"{source.name} was changed while it was read: run again when it is complete")
     if not shards:
         raise UserError(f"{source.name} holds no stories: it is empty, or has blank lines only")
     stories = read_table(shards)
+    speed = f"{stories.n_bytes.sum() / 1e6 / seconds:.1f} MB/s, {seconds:.0f} s"
+    print(f"{counted(len(stories.n_bytes))}, {speed}", file=sys.stderr, flush=True)
     is_copy = _copies(stories.digests)
     sides = _sides(stories, is_copy, options)
     _check(source, sides, is_copy, options, needs_training=tokenizer is None)
@@ -172,25 +176,3 @@ def _totals(stories: StoryTable, chosen: np.ndarray) -> dict[str, Any]:
         "bytes": int(stories.n_bytes[chosen].sum()),
         "entropy": None if math.isnan(entropy) else entropy,
     }
-
-
-class _Progress:
-    """A bar with stories, MB/s and the time left, on a terminal; as text the stories and MB/s."""
-
-    def __init__(self, source: Source) -> None:
-        from tqdm import tqdm
-
-        self.stories, self.characters, self.start = 0, 0, time.monotonic()
-        form = "{percentage:3.0f}% |{bar}| {desc}, {remaining} left" if source.total else "{desc}, {elapsed}"
-        self.bar = tqdm(desc=str(self), total=source.total, bar_format=form, disable=None, leave=False)
-
-    def done(self, piece: Piece) -> None:
-        """A piece is tokenised."""
-        self.stories += len(piece.stories)
-        if not isinstance(piece.stories, range):
-            self.characters += sum(map(len, piece.stories))
-        self.bar.set_description_str(str(self))
-
-    def __str__(self) -> str:
-        speed = self.characters / 1e6 / (time.monotonic() - self.start)
-        return counted(self.stories) + (f", {speed:.1f} MB/s" if self.characters else "")

@@ -10,7 +10,8 @@ later mentions repeat it. So a story is a walk through choices, and its probabil
 
 No two walks tell the same story, because at every choice no alternative is a prefix of another: a reader of the
 text sees which one was taken. An option is recognised by the text before its first slot or bracket, so it must
-start with text of its own. `Grammar` refuses a template or a word list that breaks this rule.
+start with text of its own. `Grammar` refuses a template or a word list that breaks this rule. The built-in one
+is `storyteller.toml`.
 """
 
 import functools
@@ -18,14 +19,15 @@ import hashlib
 import itertools
 import math
 import re
+import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
-from tinygpt_jax.data import storyteller
+STORYTELLER = Path(__file__).with_name("storyteller.toml")
 
-# The words of each slot, separated by ", ". A pair is (another slot, what goes with each of its words), separated
-# by "; ".
-WordLists = Mapping[str, str | tuple[str, str]]
+# The words of each slot, separated by ", ". A sequence is another slot and, for each word of that, what goes with it.
+WordLists = Mapping[str, str | Sequence[str]]
 
 
 def write_stories(count: int, seed: int, start: int = 0) -> Iterator[tuple[str, float]]:
@@ -42,7 +44,7 @@ def log_probability(text: str) -> float:
 
 @functools.cache
 def _builtin() -> "Grammar":
-    return Grammar(storyteller.STORY, storyteller.WORDS)
+    return Grammar.read(STORYTELLER)
 
 
 class Grammar:
@@ -55,6 +57,13 @@ class Grammar:
     def __init__(self, template: str, words: WordLists):
         self._words = {slot: _Words(slot, words) for slot in words}
         self._start = _link(_parse(template), None)
+
+    @classmethod
+    def read(cls, path: Path) -> "Grammar":
+        """The grammar of a file of the form of `storyteller.toml`."""
+        told = tomllib.loads(path.read_text(encoding="utf-8"))
+        story = re.sub(r"\{([A-Z_]+)\}", lambda name: told["parts"][name[1]], told["story"])
+        return cls(" ".join(story.split()), told["words"])
 
     def write(self, seed: int, index: int) -> tuple[str, float]:
         """Story number `index` of the sequence `seed`, and its log-probability in nats."""
@@ -143,11 +152,11 @@ class _Words:
 
     def __init__(self, slot: str, lists: WordLists):
         spec = lists[slot]
-        self._parent, spec = ("", spec) if isinstance(spec, str) else spec
+        self._parent, *texts = ("", spec) if isinstance(spec, str) else spec
         parent_spec = lists[self._parent] if self._parent else ""
         if not isinstance(parent_spec, str):
             raise ValueError(f"slot {slot!r} depends on {self._parent!r}, which itself depends on another slot")
-        keyed = zip(parent_spec.split(", "), spec.split("; "), strict=True)
+        keyed = zip(parent_spec.split(", "), texts, strict=True)
         self._words = {word: tuple(text.split(", ")) for word, text in keyed}
         for words in self._words.values():
             _check_prefix_free(words)

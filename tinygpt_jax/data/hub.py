@@ -24,6 +24,7 @@ class Hub:
 
     name: str
     streaming: bool
+    unit: str = " stories"
 
     @property
     def fingerprint(self) -> dict[str, Any]:
@@ -48,18 +49,15 @@ class Hub:
             UnfinishedError: the hub stopped answering.
         """
         split, row = "validation" if held_out else "train", 0
-        batches = iter(self._splits[split].iter(batch_size=1000))
-        while True:
-            try:
-                batch = next(batches, None)
-            except Exception as error:
-                raise UnfinishedError(_explain(self.name, error)) from error
-            if batch is None:
-                return
-            for text in batch["text"]:
-                row += 1
-                yield text if isinstance(text, str) else BadRecord(f"{self.name}, {split}, row {row}", "has no text")
-            advance(len(batch["text"]))
+        try:
+            for batch in self._splits[split].iter(batch_size=1000):
+                for text in batch["text"]:
+                    row += 1
+                    is_text = isinstance(text, str)
+                    yield text if is_text else BadRecord(f"{self.name}, {split}, row {row}", "has no text")
+                advance(len(batch["text"]))
+        except Exception as error:  # whatever the libraries below raise
+            raise UnfinishedError(_explain(self.name, error)) from error
 
     @cached_property
     def _splits(self) -> Any:
@@ -75,8 +73,7 @@ def load(name: str = TINYSTORIES, streaming: bool = False) -> Mapping[str, Any]:
     Raises:
         UnfinishedError: there is neither a hub that answers nor a copy; within about 15 seconds.
     """
-    is_local = os.path.isdir(name)
-    if not is_local and not _asked_to_stay_offline() and not _hub_answers():
+    if not os.path.isdir(name) and not _asked_to_stay_offline() and not _hub_answers():
         # The libraries would try again and again, for minutes. Offline they take the copy at once, if there is one.
         _stay_offline()
     os.environ["HF_HUB_DISABLE_TELEMETRY"] = "1"  # nothing is sent anywhere but what asks for the stories

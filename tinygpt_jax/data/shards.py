@@ -13,7 +13,7 @@ import subprocess
 import sys
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -39,9 +39,7 @@ class StoryTable(NamedTuple):
     repaired: np.ndarray  # bool: whether its encoding was repaired
 
 
-def write_shards(
-    pieces: Iterator[Piece], folder: Path, fix_encoding: bool, workers: int, done: Callable[[Piece], None]
-) -> list[Path]:
+def write_shards(pieces: Iterator[Piece], folder: Path, fix_encoding: bool, workers: int) -> list[Path]:
     """Make the shards that are not there yet, with `workers` processes, and return all of them in order.
 
     Pieces are read as they are needed, so there is about one piece for each process in memory.
@@ -51,7 +49,6 @@ def write_shards(
         folder: where shards are kept. The caller has removed those of any other source.
         fix_encoding: repair mis-decoded text first.
         workers: processes; with 1, or a single piece, the work is done in this one.
-        done: is called after each piece.
 
     Raises:
         OSError: a shard cannot be written.
@@ -62,12 +59,9 @@ def write_shards(
 
     def unfinished() -> Iterator[tuple[Piece, Path]]:
         for number, piece in enumerate(pieces):
-            path = folder / f"{number:06}.npz"
-            paths.append(path)
-            if is_whole(path):
-                done(piece)
-            else:
-                yield piece, path
+            paths.append(folder / f"{number:06}.npz")
+            if not is_whole(paths[-1]):
+                yield piece, paths[-1]
 
     jobs = unfinished()
     first = list(itertools.islice(jobs, 2))
@@ -75,9 +69,8 @@ def write_shards(
     if workers == 1 or len(first) < 2:
         for piece, path in jobs:
             write_shard(piece, path, fix_encoding)
-            done(piece)
     else:
-        _write_in_processes(jobs, fix_encoding, workers, done)
+        _write_in_processes(jobs, fix_encoding, workers)
     return paths
 
 
@@ -140,25 +133,22 @@ def _texts(piece: Piece, fix_encoding: bool) -> tuple[list[str], np.ndarray, np.
     return fixed, unknown, np.array([a != b for a, b in zip(fixed, piece.stories, strict=True)])
 
 
-def _write_in_processes(
-    jobs: Iterator[tuple[Piece, Path]], fix_encoding: bool, workers: int, done: Callable[[Piece], None]
-) -> None:
+def _write_in_processes(jobs: Iterator[tuple[Piece, Path]], fix_encoding: bool, workers: int) -> None:
     """Each process has one piece at a time; the next one is read meanwhile."""
     processes: list[subprocess.Popen] = []
-    busy: dict[Connection, Piece] = {}
+    busy: list[Connection] = []
 
     def next_done() -> Connection:
-        connection = cast(Connection, wait(list(busy))[0])
-        error = connection.recv()
-        if error is not None:
+        connection = cast(Connection, wait(busy)[0])
+        busy.remove(connection)
+        if error := connection.recv():
             raise error
-        done(busy.pop(connection))
         return connection
 
     try:
         for piece, path in jobs:
             connection = next_done() if len(busy) == workers else _start_process(processes)
-            busy[connection] = piece
+            busy.append(connection)
             connection.send((piece, path, fix_encoding))
         while busy:
             next_done()

@@ -1,8 +1,8 @@
 """Where stories come from: the built-in storyteller, TinyStories, or files; cut into pieces to work on in parallel.
 
-A source has a `name` for messages, a `fingerprint` that identifies its stories without reading them, a `total`
-that its reading counts up to, and says with `own_split` what in it decides which stories are held out; empty where
-nothing does.
+A source has a `name` for messages, a `fingerprint` that identifies its stories without reading them, a `total` of a
+`unit` that its reading counts up to, and says with `own_split` what in it decides which stories are held out; empty
+where nothing does.
 """
 
 import hashlib
@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tinygpt_jax.data import grammar, hub, storyteller
+from tinygpt_jax.data import grammar, hub
 from tinygpt_jax.data.story_files import COMPRESSIONS, FORMATS, Advance, BadRecord, format_of, read_file
 from tinygpt_jax.errors import UsageError, UserError
 
@@ -125,11 +125,12 @@ class Builtin:
     count: int
     name: str = "builtin"
     own_split: str = ""
+    unit: str = " stories"
 
     @property
     def fingerprint(self) -> dict[str, Any]:
-        """How many, and the code that writes them."""
-        code = b"".join(Path(module.__file__ or "").read_bytes() for module in (grammar, storyteller))
+        """How many, and what writes them."""
+        code = b"".join(path.read_bytes() for path in (Path(grammar.__file__), grammar.STORYTELLER))
         return {"builtin": self.count, "seed": BUILTIN_SEED, "grammar": hashlib.sha256(code).hexdigest()}
 
     @property
@@ -151,6 +152,7 @@ class Files:
 
     path: Path
     files: tuple[Path, ...]
+    unit: str = "B"
 
     @property
     def name(self) -> str:

@@ -40,10 +40,8 @@ class BadRecord(NamedTuple):
 
 def format_of(path: Path) -> str:
     """The format that the name says, without the compression; empty if it says none that is known."""
-    name = path.name.lower()
-    for compression in COMPRESSIONS:
-        name = name.removesuffix(compression)
-    return next((suffix for suffix in FORMATS if name.endswith(suffix)), "")
+    inner = path.with_suffix("") if path.suffix.lower() in COMPRESSIONS else path
+    return inner.suffix.lower() if inner.suffix.lower() in FORMATS else ""
 
 
 def read_file(path: Path, advance: Advance) -> Iterator[str | BadRecord]:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from tinygpt_jax.config import Config
-from tinygpt_jax.data.batches import evaluation_batches
+from tinygpt_jax.data.batches import EvaluationBatches, Rows
 from tinygpt_jax.data.corpus import Corpus
 from tinygpt_jax.data.grammar import log_probability
 from tinygpt_jax.data.words import frequent_words
@@ -71,14 +71,9 @@ def length_histogram(lengths: np.ndarray, context_length: int) -> dict[str, list
 
 def _evaluated(config: Config, corpus: Corpus) -> dict[str, Any]:
     """Figures of the rows that training evaluates."""
-    batches = evaluation_batches(
-        corpus.validation,
-        config.data.layout,
-        config.model.context_length,
-        config.training.batch_size,
-        corpus.tokenizer.end_of_text,
-        limit=config.training.eval_batches,
-    )
+    end_of_text = corpus.tokenizer.end_of_text
+    rows = Rows(corpus.validation, config.data.layout, config.model.context_length, end_of_text)
+    batches = EvaluationBatches(rows, config.training.batch_size, config.training.eval_batches)
     targets = np.concatenate([batch.targets[batch.mask] for batch in batches])
     spelled = token_bytes(corpus.tokenizer)
     log_p = _log_probability(targets, corpus.tokenizer) if corpus.validation.entropy is not None else -math.inf

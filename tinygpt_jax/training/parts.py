@@ -8,7 +8,7 @@ from jax.sharding import Mesh
 
 from tinygpt_jax import fused
 from tinygpt_jax.config import MOST_STEPS, Config, ModelConfig
-from tinygpt_jax.data.batches import TrainingBatches, evaluation_batches
+from tinygpt_jax.data.batches import EvaluationBatches, Rows, TrainingBatches
 from tinygpt_jax.data.corpus import Corpus
 from tinygpt_jax.devices import describe_devices, device_memory, resolve_dtype
 from tinygpt_jax.errors import UserError, require
@@ -30,11 +30,13 @@ class Parts:
         model = dataclasses.replace(config.model, vocab_size=corpus.tokenizer.vocab_size)
         self.config, self.corpus, self.mesh = dataclasses.replace(config, model=model), corpus, mesh
         training = config.training
-        rows = {"layout": config.data.layout, "context_length": model.context_length, "batch_size": training.batch_size}
-        rows["end_of_text"] = corpus.tokenizer.end_of_text
+        train, validation = (
+            Rows(split, config.data.layout, model.context_length, corpus.tokenizer.end_of_text)
+            for split in (corpus.train, corpus.validation)
+        )
         self.model = GPT(model, resolve_dtype(training.compute_dtype), training.remat, fused)
-        self.batches = TrainingBatches(corpus.train, seed=training.seed, **rows)
-        self.validation = evaluation_batches(corpus.validation, limit=training.eval_batches, **rows)
+        self.batches = TrainingBatches(train, training.batch_size, training.seed)
+        self.validation = EvaluationBatches(validation, training.batch_size, training.eval_batches)
         steps = training.steps or training.epochs * self.batches.per_epoch
         require(
             steps <= MOST_STEPS, "epochs", training.epochs, f"must be at most {MOST_STEPS:,} steps, not {steps:,.0f}"
