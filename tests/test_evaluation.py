@@ -53,7 +53,7 @@ def random_batch(forward, share):
 @pytest.mark.parametrize("logits_bytes", [1, 4 * 4 * 257 * 3, 2**28])
 def test_evaluate_sums_what_the_mask_lets_through(monkeypatch, logits_bytes):
     """Target by target in float64, with logits of one position, of three and of all eight at once."""
-    monkeypatch.setattr(evaluation, "_LOGITS_BYTES", logits_bytes)
+    monkeypatch.setattr(evaluation, "_EVALUATED_BYTES", logits_bytes)
     evaluation._batch_sums.clear_cache()
     model, params = tiny_model()
     forward = jax.jit(lambda tokens: model.apply({"params": params}, tokens))
