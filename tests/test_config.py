@@ -50,6 +50,8 @@ def test_json_round_trip():
         ('{"model": {"dropout": NaN}}', "dropout nan"),
         ('{"data": {"max_vocab": 1.5}}', "max_vocab 1.5"),
         ("[" * 100_000, "not JSON"),
+        ('{"training": {"steps": ' + "9" * 5000 + "}}", "not JSON"),
+        ('{"training": {"steps": 10000000000000000000}}', "steps of 20 digits: must be below"),
     ],
 )
 def test_a_wrong_document_is_refused_by_name(text, names):

@@ -1,4 +1,4 @@
-"""Every setting of a run: four frozen dataclasses, their validation, and their JSON form.
+"""Every setting: of a run four frozen dataclasses with a JSON form, and of writing `Sampling`; and their validation.
 
 The defaults are the reference system. This is the only place where a default is written down: `experiments`
 turns the fields into flags, and `config.json` in a run folder is `Config.to_json()`.
@@ -169,7 +169,7 @@ class Config:
         """
         try:
             document = json.loads(text)
-        except (json.JSONDecodeError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:  # ValueError: also of a number of thousands of digits
             raise UsageError(f"the configuration is not JSON: {error}") from None
         groups: dict[str, Any] = {item.name: item.type for item in dataclasses.fields(cls)}
         _check_names(document, groups, "the configuration")
@@ -186,6 +186,24 @@ class Config:
             for name, value in mine.items()
             if value != theirs[group][name] and name not in ignore
         ]
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How the next token is chosen. The settings act in the order repetition penalty, temperature, top-k, top-p."""
+
+    temperature: float = 0.8  # divides the logits; 0 always takes the likeliest token
+    top_k: int = 0  # choose among this many likeliest tokens (0: among all)
+    top_p: float = 1.0  # choose among the fewest tokens that together hold this much probability
+    repetition_penalty: float = 1.0  # above 1, tokens that the text already has become less likely
+
+    def __post_init__(self) -> None:
+        _check_types(self)
+        # Far outside of use; within them float32 can work with the logits.
+        _check_range(self, "temperature", at_least=0, at_most=1000)
+        _check_range(self, "top_k", at_least=0, at_most=2**31 - 1, why=" (0 is off)")
+        _check_range(self, "top_p", above=0, at_most=1, why=" (1 is off)")
+        _check_range(self, "repetition_penalty", at_least=0.001, at_most=1000, why=" (1 is off)")
 
 
 def _check_names(values: Any, known: Any, where: str) -> None:
@@ -211,7 +229,7 @@ def _check_types(config: Any) -> None:
         if type(value) is float:
             require(value - value == 0, name, value, "must be finite")
         if type(value) is int:
-            require(abs(value) < 2**53, name, "", "must be below 2^53")
+            require(abs(value) < 2**53, name, f"of {len(str(value))} digits", "must be below 2^53")
 
 
 def _check_range(config: Any, *names: str, why: str = "", **bounds: float) -> None:
