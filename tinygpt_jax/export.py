@@ -103,19 +103,15 @@ def read_parameters(path: Path, config: ModelConfig) -> Any:
     if header > _MOST_BYTES:
         raise UserError(f"{path} is not a safetensors file of a model: its header would have {header:,} bytes")
     form = abstract_params(config)
-    expected = {name: x.shape for name, x in _leaves(form).items()}
+    expected = {name: f"F32 {list(x.shape)}" for name, x in _leaves(form).items()}
     try:
         with safe_open(path, framework="np") as file:
-            found = set(file.keys())
-            if missing := set(expected) - found:
-                raise UserError(f"{path} lacks {min(missing)}, which the model of {CONFIG} has")
-            if unknown := found - set(expected):
-                raise UserError(f"{path} has {min(unknown)[:100]!r}, which the model of {CONFIG} has not")
-            for name, shape in expected.items():
-                part = file.get_slice(name)
-                if part.get_dtype() != "F32" or tuple(part.get_shape()) != shape:
-                    has = f"{part.get_dtype()} {part.get_shape()}"
-                    raise UserError(f"{path}: {name} is {has}, and the model of {CONFIG} has F32 {list(shape)}")
+            parts = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118, it is no dict
+            found = {name: f"{part.get_dtype()} {part.get_shape()}" for name, part in parts.items()}
+            for name in sorted(expected.keys() | found.keys()):
+                here, there = found.get(name, "absent"), expected.get(name, "absent")
+                if here != there:
+                    raise UserError(f"{path}: {name[:100]!r} is {here[:100]}, and in the model of {CONFIG} {there}")
             arrays = {name: file.get_tensor(name) for name in expected}
     except SafetensorError as error:
         raise UserError(f"{path} is not a whole safetensors file: {error}") from None
