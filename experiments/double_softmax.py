@@ -11,12 +11,10 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Any
 
 from experiments import cli
-from tinygpt_jax.config import DataConfig, ModelConfig, OptimizerConfig
+from tinygpt_jax.config import DataConfig, ModelConfig, OptimizerConfig, TrainingConfig
 from tinygpt_jax.devices import use_device
 from tinygpt_jax.errors import UserError, require
 from tinygpt_jax.terminal import progress
@@ -66,45 +64,40 @@ def floor(vocab_size: int) -> float:
 def train(arguments: Arguments, name: str) -> list[tuple[int, float]]:
     """(step, reported perplexity) of a small model trained for a time; each point is the mean of ten updates."""
     import jax
-    import jax.numpy as jnp
-    import optax
 
     from tinygpt_jax.data.batches import Rows, TrainingBatches
     from tinygpt_jax.data.corpus import prepare
     from tinygpt_jax.functional import cross_entropy
     from tinygpt_jax.model import GPT
     from tinygpt_jax.training.optimizer import make_optimizer
+    from tinygpt_jax.training.step import TrainState, data_mesh, make_train_step, put_batch
+
+    class SoftmaxTwice(GPT):
+        """The mistake: `cross_entropy` takes what it is given for logits, and applies softmax to it."""
+
+        def loss(self, tokens, targets, mask, dropout_key=None, **arrangement):
+            return cross_entropy(jax.nn.softmax(self(tokens, dropout_key)), targets, mask)
 
     corpus = prepare(DataConfig(source=arguments.source, vocabulary="gpt2", builtin_stories=5000))
-    model = GPT(ModelConfig(context_length=64, n_layers=2, n_heads=4, d_model=64, d_ff=256, dropout=0.0))
+    shape = ModelConfig(context_length=64, n_layers=2, n_heads=4, d_model=64, d_ff=256, dropout=0.0)
+    model, mesh = SoftmaxTwice(shape) if name == TWICE else GPT(shape), data_mesh()
+    training = TrainingConfig(batch_size=16)
     rows = Rows(corpus.train, "padded", 64, corpus.tokenizer.end_of_text)
-    batches = TrainingBatches(rows, batch_size=16, seed=0)
+    batches = TrainingBatches(rows, training.batch_size, seed=0)
     optimizer = make_optimizer(OptimizerConfig(learning_rate=arguments.learning_rate), total_steps=1)
-    params = model.init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
-
-    def reported_loss(params, batch):
-        logits: Any = model.apply({"params": params}, batch.inputs)
-        if name == TWICE:
-            logits = jax.nn.softmax(logits)  # the mistake: `cross_entropy` takes them for logits
-        return cross_entropy(logits, batch.targets, batch.mask)
-
-    @partial(jax.jit, donate_argnums=(0, 1))
-    def update(params, opt_state, batch):
-        loss, gradients = jax.value_and_grad(reported_loss)(params, batch)
-        updates, opt_state = optimizer.update(gradients, opt_state, params)
-        return optax.apply_updates(params, updates), opt_state, loss
-
-    opt_state = optimizer.init(params)
+    params = model.init(jax.random.key(0), jax.numpy.zeros((1, 1), jax.numpy.int32))["params"]
+    state = TrainState(jax.numpy.int32(0), params, optimizer.init(params))
+    update = make_train_step(model, optimizer, training, mesh)
     curve, losses, started = [], [], None
-    for step, batch in enumerate(progress(batches.iterate(0), name), 1):
-        params, opt_state, loss = update(params, opt_state, batch)
-        losses.append(loss)
+    for step, batch in enumerate(progress(batches.iterate(), name)):
+        state, metrics = update(state, put_batch(batch, mesh), step)
+        losses.append(metrics.loss)
         started = started or time.monotonic()  # the clock runs from the first update on: compiling is no training
-        if step == 1 or step % 10 == 0:
+        if step == 0 or (step + 1) % 10 == 0:
             mean = sum(map(float, losses)) / len(losses)
             if not mean < 100:
-                raise UserError(f"the loss was {mean} before step {step}; try a lower --learning-rate")
-            curve.append((step, math.exp(mean)))
+                raise UserError(f"the loss was {mean} before step {step + 1}; try a lower --learning-rate")
+            curve.append((step + 1, math.exp(mean)))
             losses.clear()
             if time.monotonic() - started > arguments.seconds:
                 return curve

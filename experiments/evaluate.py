@@ -5,7 +5,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from experiments import cli
 from tinygpt_jax.devices import Device, use_device
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from tinygpt_jax.training.checkpoint import Run
 
 TOKENS_PER_BATCH = 4096
+FIGURES = ("loss", "perplexity", "bits_per_byte", "token_accuracy", "tokens", "n_bytes")
 ROWS = {
     "whole_stories": "every token, with as much of its own story before it as fits into the context",
     "padded_rows": "stories as training with this layout sees them: cut at the context length",
@@ -60,7 +61,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(", ".join(f"{name} {value}" for name, value in about.items()), flush=True)
     results = _measure(run, split, with_training_rows=arguments.source is None)
     if arguments.json:
-        print(json.dumps(about | {name: _figures(result) for name, result in results.items()}))
+        figures = {name: {figure: getattr(rows, figure) for figure in FIGURES} for name, rows in results.items()}
+        print(json.dumps(about | figures))
     else:
         print(_table(results))
 
@@ -102,11 +104,6 @@ def _measure(run: "Run", split: "Split", with_training_rows: bool) -> dict[str, 
         tokens = results["unigram"].tokens
         results["exact_entropy"] = Evaluation(split.entropy / tokens, None, tokens, split.n_bytes)
     return results
-
-
-def _figures(result: "Evaluation") -> dict[str, Any]:
-    names = ("loss", "perplexity", "bits_per_byte", "token_accuracy", "tokens", "n_bytes")
-    return {name: getattr(result, name) for name in names}
 
 
 def _table(results: dict[str, "Evaluation"]) -> str:

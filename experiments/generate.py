@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Literal
 
 from experiments import cli
+from tinygpt_jax.config import Sampling
 from tinygpt_jax.devices import Device, use_device
-from tinygpt_jax.generation.sampling import Sampling
 from tinygpt_jax.terminal import harmless
 
 

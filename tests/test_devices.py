@@ -91,6 +91,13 @@ def test_instruction_sets(tmp_path, cpuinfo, sets):
     assert devices.instruction_sets(tmp_path / "cpuinfo") == sets
 
 
+def test_main_memory(tmp_path):
+    """Guards: macOS, which has no /proc and does not know how much is available."""
+    (tmp_path / "meminfo").write_text("MemTotal:       24000 kB\nMemFree: 1 kB\nMemAvailable:   20000 kB\n")
+    available, total = devices.main_memory(tmp_path / "meminfo")
+    assert available == 20_480_000 and devices.main_memory(tmp_path / "none") == (total, total)
+
+
 @pytest.mark.parametrize(
     ("backend", "says"), [("gpu", "updates are slower"), ("cpu", "nothing to set, a CPU always is")]
 )

@@ -10,8 +10,8 @@ from types import SimpleNamespace
 import optax
 import pytest
 
-from experiments import doctor as command
-from tinygpt_jax import devices, doctor
+from experiments import doctor
+from tinygpt_jax import devices
 from tinygpt_jax.errors import UserError
 from tinygpt_jax.training import checkpoint
 
@@ -28,7 +28,7 @@ def examine(monkeypatch, tmp_path, capsys):
             monkeypatch.setattr(doctor, f"_{name}", lambda: iter(()))
         code = 0
         try:
-            command.main(["--json"])
+            doctor.main(["--json"])
         except SystemExit as stop:
             code = stop.code
         report = json.loads(capsys.readouterr().out)
@@ -83,7 +83,7 @@ def test_a_device_that_does_not_start(examine, monkeypatch, error, problem):
         raise error
 
     monkeypatch.setattr(devices, "use_device", broken)
-    monkeypatch.setattr(doctor, "_self_test", broken)
+    monkeypatch.setattr(doctor, "_self_test", lambda: (pytest.fail("tried without a device") for _ in "once"))
     code, problems = examine("device", "self_test")
     assert code == 1 and set(problems) == {"device"} and problems["device"]["problem"] == problem
 
@@ -104,7 +104,7 @@ def test_a_full_disk_and_a_folder_that_cannot_be_made(examine, monkeypatch, tmp_
 
 
 def test_training_that_does_not_learn(examine, monkeypatch):
-    monkeypatch.setattr("tinygpt_jax.training.optimizer.make_optimizer", lambda config, steps: optax.set_to_zero())
+    monkeypatch.setattr("tinygpt_jax.training.parts.make_optimizer", lambda config, steps: optax.set_to_zero())
     code, problems = examine("self_test")
     assert code == 1 and problems["training"]["problem"] == "the loss did not fall"
 

@@ -276,7 +276,7 @@ def test_a_second_process_in_the_same_folder_is_refused(tmp_path, refused):
         (["--n-layers", "many"], 2, "--n-layers"),
         (["--data", "nowhere.txt"], 2, "nowhere.txt"),
         (["--vocab-size", "77"], 2, "Unrecognized options: --vocab-size, 77"),
-        (["--epochs", "1e300"], 2, "epochs 1e+300: must be above 0 and at most 99999999"),
+        (["--epochs", "1e300"], 2, "epochs 1e+300: must be at least 1e-06 and at most 99999999"),
         (
             ["--epochs", "3e7", "--steps", "None"],
             2,

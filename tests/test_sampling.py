@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tinygpt_jax.config import Sampling
 from tinygpt_jax.errors import UsageError
 from tinygpt_jax.generation.sampling import (
-    Sampling,
-    SamplingValues,
+    as_scalars,
     categorical,
     keep_top_k,
     keep_top_p,
@@ -27,14 +27,14 @@ LOGITS = jnp.array(np.random.default_rng(0).normal(0, 4, (5, 1000)), jnp.float32
 def test_top_k(k):
     """Keeps exactly the k largest, unchanged."""
     threshold = np.sort(LOGITS)[:, ::-1][:, min(k, 1000) - 1 : min(k, 1000)]
-    np.testing.assert_array_equal(keep_top_k(LOGITS, jnp.int32(k)), np.where(threshold <= LOGITS, LOGITS, -np.inf))
+    np.testing.assert_array_equal(keep_top_k(LOGITS, jnp.float32(k)), np.where(threshold <= LOGITS, LOGITS, -np.inf))
 
 
 def test_top_k_keeps_ties_and_0_keeps_all():
     """Guards: an arbitrary choice among equals, and an empty choice."""
     logits = jnp.array([[1.0, 3.0, 3.0, 2.0]])
-    np.testing.assert_array_equal(keep_top_k(logits, jnp.int32(1)), [[-np.inf, 3, 3, -np.inf]])
-    np.testing.assert_array_equal(keep_top_k(logits, jnp.int32(0)), logits)
+    np.testing.assert_array_equal(keep_top_k(logits, jnp.float32(1)), [[-np.inf, 3, 3, -np.inf]])
+    np.testing.assert_array_equal(keep_top_k(logits, jnp.float32(0)), logits)
 
 
 @pytest.mark.parametrize("p", [1e-6, 0.1, 0.5, 0.9, 0.999])
@@ -102,10 +102,10 @@ def test_rules_act_in_the_documented_order():
     logits = jnp.array([[3.0, 2.0, 1.9, -9.0]])
     seen = jnp.array([[True, False, False, False]])
     keys = jax.random.split(jax.random.key(0), 200)
-    draw = jax.jit(lambda values: next_token(keys, jnp.tile(logits, (200, 1)), jnp.tile(seen, (200, 1)), values))
+    draw = jax.jit(lambda settings: next_token(keys, jnp.tile(logits, (200, 1)), jnp.tile(seen, (200, 1)), **settings))
 
     def drawn(**settings):
-        return set(np.unique(draw(SamplingValues.of(Sampling(**settings)))))
+        return set(np.unique(draw(as_scalars(Sampling(**settings)))))
 
     assert drawn(temperature=1.0, top_k=2) == {0, 1}
     assert drawn(temperature=1.0, top_k=2, repetition_penalty=2.0) == {1, 2}
@@ -123,7 +123,7 @@ def test_rules_act_in_the_documented_order():
         ("temperature", float("nan")),
         ("temperature", 1e300),
         ("top_k", -1),
-        ("top_k", 10**19),
+        ("top_k", 2**31),
         ("top_p", 0.0),
         ("top_p", 1.1),
         ("repetition_penalty", 0.0),
@@ -141,8 +141,8 @@ def test_bad_settings_are_refused(name, value):
 @pytest.mark.parametrize("repetition_penalty", [0.001, 1000.0])
 def test_settings_at_their_bounds_choose_among_the_likeliest(temperature, repetition_penalty):
     """Guards: logits that overflow to infinity or to no number, of which always the first token is chosen."""
-    values = SamplingValues.of(Sampling(temperature, top_k=2, top_p=1.0, repetition_penalty=repetition_penalty))
+    settings = as_scalars(Sampling(temperature, top_k=2, top_p=1.0, repetition_penalty=repetition_penalty))
     logits = jnp.array([[-1e4, 5e3, -1.0, 4e3, 3e3]])
     seen = jnp.array([[False, True, True, False, False]])
-    drawn = next_token(jax.random.split(jax.random.key(0), 1), logits, seen, values)
+    drawn = next_token(jax.random.split(jax.random.key(0), 1), logits, seen, **settings)
     assert int(drawn[0]) in ({1, 3} if repetition_penalty < 1 else {3, 4})

@@ -159,14 +159,11 @@ def device_memory() -> int:
     return statistics.get("bytes_limit") or main_memory()[1] // jax.local_device_count()
 
 
-def main_memory() -> tuple[int, int]:
-    """Bytes of the main memory: available, and in all."""
-    page = os.sysconf("SC_PAGE_SIZE")
-    total, available = page * os.sysconf("SC_PHYS_PAGES"), page * os.sysconf("SC_AVPHYS_PAGES")
-    if Path("/proc/meminfo").exists():  # Linux counts what its disk cache would give back
-        lines = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
-        available = 1024 * int(lines["MemAvailable"].split()[0])
-    return available, total
+def main_memory(meminfo: Path = Path("/proc/meminfo")) -> tuple[int, int]:
+    """Bytes of the main memory: available, which only Linux tells (elsewhere all of it), and in all."""
+    total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    available = re.search(r"^MemAvailable: *(\d+) kB", meminfo.read_text(), re.MULTILINE) if meminfo.exists() else None
+    return 1024 * int(available[1]) if available else total, total
 
 
 def resolve_dtype(name: Literal["auto", "float32", "bfloat16"]):
@@ -177,9 +174,6 @@ def resolve_dtype(name: Literal["auto", "float32", "bfloat16"]):
     if name != "auto":
         return jnp.dtype(name)
     device = jax.devices()[0]
-    if device.platform == "gpu":
-        # Ampere (8.0) is NVIDIA's first generation with bfloat16 in its tensor cores.
-        fast = float(getattr(device, "compute_capability", "0")) >= 8.0
-    else:
-        fast = device.platform == "tpu"
+    # Ampere (8.0) is NVIDIA's first generation with bfloat16 in its tensor cores.
+    fast = device.platform == "tpu" or float(getattr(device, "compute_capability", 0)) >= 8.0
     return jnp.dtype(jnp.bfloat16 if fast else jnp.float32)

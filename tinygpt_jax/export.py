@@ -20,7 +20,7 @@ from safetensors.numpy import save_file
 
 from tinygpt_jax.config import Config, DataConfig, ModelConfig
 from tinygpt_jax.errors import UserError
-from tinygpt_jax.files import disk_errors, read_text, sync, write_atomically
+from tinygpt_jax.files import MAX_JSON_BYTES, disk_errors, read_text, sync, write_atomically
 from tinygpt_jax.model import abstract_params
 from tinygpt_jax.runs.checkpoint_files import Progress, checkpoints
 from tinygpt_jax.runs.folder import check_folder, sole_process
@@ -33,7 +33,6 @@ from tinygpt_jax.training.step import TrainState
 Parsed = TypeVar("Parsed")
 
 PARAMETERS, CONFIG, VOCABULARY = "model.safetensors", "config.json", "tokenizer.json"
-_MOST_BYTES = 2**20  # of a JSON file, and of the parameters' header: a thousand layers need half of it
 
 
 def export_model(run: Run, folder: Path) -> None:
@@ -100,22 +99,18 @@ def read_parameters(path: Path, config: ModelConfig) -> Any:
     """
     with path.open("rb") as file:
         header = int.from_bytes(file.read(8), "little")  # so long is the header that has to be parsed
-    if header > _MOST_BYTES:
+    if header > MAX_JSON_BYTES:
         raise UserError(f"{path} is not a safetensors file of a model: its header would have {header:,} bytes")
     form = abstract_params(config)
-    expected = {name: x.shape for name, x in _leaves(form).items()}
+    expected = {name: f"F32 {list(x.shape)}" for name, x in _leaves(form).items()}
     try:
         with safe_open(path, framework="np") as file:
-            found = set(file.keys())
-            if missing := set(expected) - found:
-                raise UserError(f"{path} lacks {min(missing)}, which the model of {CONFIG} has")
-            if unknown := found - set(expected):
-                raise UserError(f"{path} has {min(unknown)[:100]!r}, which the model of {CONFIG} has not")
-            for name, shape in expected.items():
-                part = file.get_slice(name)
-                if part.get_dtype() != "F32" or tuple(part.get_shape()) != shape:
-                    has = f"{part.get_dtype()} {part.get_shape()}"
-                    raise UserError(f"{path}: {name} is {has}, and the model of {CONFIG} has F32 {list(shape)}")
+            parts = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118, it is no dict
+            found = {name: f"{part.get_dtype()} {part.get_shape()}" for name, part in parts.items()}
+            for name in sorted(expected.keys() | found.keys()):
+                here, there = found.get(name, "absent"), expected.get(name, "absent")
+                if here != there:
+                    raise UserError(f"{path}: {name[:100]!r} is {here[:100]}, and in the model of {CONFIG} {there}")
             arrays = {name: file.get_tensor(name) for name in expected}
     except SafetensorError as error:
         raise UserError(f"{path} is not a whole safetensors file: {error}") from None
@@ -139,7 +134,7 @@ def _portable(config: Config) -> Config:
 
 
 def _parsed(parse: Callable[[str], Parsed], path: Path) -> Parsed:
-    text = read_text(path, _MOST_BYTES)
+    text = read_text(path)
     try:
         return parse(text)
     except UserError as error:

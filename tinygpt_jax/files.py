@@ -55,12 +55,11 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def read_text(path: Path, most_bytes: int = MAX_JSON_BYTES, errors: str = "strict") -> str:
+def read_text(path: Path, errors: str = "strict") -> str:
     """The text of a file that may be a stranger's.
 
     Args:
         path: the file.
-        most_bytes: what is larger is not read.
         errors: `replace` for U+FFFD in place of what is not UTF-8, so that the rest can be used.
 
     Raises:
@@ -69,7 +68,7 @@ def read_text(path: Path, most_bytes: int = MAX_JSON_BYTES, errors: str = "stric
     with disk_errors(path, "is it there, and may you read it?"):
         if path.exists() and not path.is_file():
             raise UserError(f"{path} is not a file")
-        if path.stat().st_size > most_bytes:
+        if path.stat().st_size > MAX_JSON_BYTES:
             raise UserError(f"{path} has {path.stat().st_size:,} bytes, more than this program ever writes there")
         try:
             return path.read_text(encoding="utf-8", errors=errors)

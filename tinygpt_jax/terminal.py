@@ -3,7 +3,7 @@
 import sys
 import time
 import unicodedata
-from collections.abc import Callable, Iterable, Iterator, Sized
+from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
 Item = TypeVar("Item")
@@ -35,16 +35,14 @@ def progress(
     """
     from tqdm import tqdm
 
-    if total is None and isinstance(items, Sized):
-        total = len(items)
     start = said = clock()
     done = 0
-    with tqdm(desc=doing, total=total, leave=False, disable=None, dynamic_ncols=True, delay=0.5) as bar:
+    with tqdm(items, desc=doing, total=total, leave=False, disable=None, dynamic_ncols=True, delay=0.5) as bar:
         for item in items:
             if bar.disable and (now := clock()) - said >= _EVERY:
                 said, left = now, ""
-                if total and done:
-                    left = f" of {total:,}, {duration((total - done) * (now - start) / done)} left"
+                if bar.total and done:
+                    left = f" of {bar.total:,}, {duration((bar.total - done) * (now - start) / done)} left"
                 print(f"{doing}: {done:,}{left}", file=sys.stderr, flush=True)
             yield item
             done += count(item)

@@ -13,7 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Int, Key
 
-from tinygpt_jax.generation.sampling import Sampling, SamplingValues, mark_seen, next_token
+from tinygpt_jax.config import Sampling
+from tinygpt_jax.generation.sampling import as_scalars, mark_seen, next_token
 from tinygpt_jax.model import GPT, LayerCache, empty_cache
 
 
@@ -42,7 +43,7 @@ def decode(
     Yields:
         The next tokens of all rows, int32 `[rows, at most stride]`, until all rows have ended or are long enough.
     """
-    capacity, values = model.config.context_length, SamplingValues.of(sampling)
+    capacity, settings = model.config.context_length, as_scalars(sampling)
     ended = np.zeros(len(windows), bool)
     step, column, state = 0, capacity, None
     while step < max_new_tokens and not ended.all():
@@ -55,7 +56,7 @@ def decode(
             state = _read_windows(model, params, windows, ended, step, end_of_text)
             column = int(state.column)
         limit = min(stride, max_new_tokens - step)
-        state, written = _write(model, params, state, keys, values, limit, end_of_text)
+        state, written = _write(model, params, state, keys, settings, limit, end_of_text)
         written, ended, column_after = jax.device_get((written, state.ended, state.column))
         written = written[:, column:column_after]
         windows = [[*window, *new] for window, new in zip(windows, written.tolist(), strict=True)]
@@ -110,7 +111,7 @@ def _read(model, params, tokens, start, end_of_text):
 
 
 @partial(jax.jit, static_argnames="model", donate_argnames="state")
-def _write(model, params, state: _State, keys, values: SamplingValues, limit, end_of_text):
+def _write(model, params, state: _State, keys, settings, limit, end_of_text):
     """Write up to `limit` tokens, stopping when all rows have ended or the cache is full.
 
     Returns the new state and int32 `[b, context_length]`: in column c the token that was written when the one in
@@ -129,7 +130,7 @@ def _write(model, params, state: _State, keys, values: SamplingValues, limit, en
         logits, cache = model.apply({"params": params}, *read, method="decode")
         seen = mark_seen(state.seen, state.token[:, None], end_of_text)
         step_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, state.step)
-        token = next_token(step_keys, logits, seen, values)
+        token = next_token(step_keys, logits, seen, **settings)
         ended = state.ended | (token == end_of_text)
         written = written.at[:, state.column].set(token)
         return _State(cache, seen, token, ended, state.column + 1, state.start, state.step + 1), written

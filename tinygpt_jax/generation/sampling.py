@@ -4,74 +4,43 @@ The settings are ordinary arguments, not part of the compiled program: changing 
 function sorts the vocabulary; sorting 50,257 logits takes longer than computing them.
 """
 
-from dataclasses import dataclass
-from typing import NamedTuple
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
-from tinygpt_jax.errors import require
+from tinygpt_jax.config import Sampling
+
+Scalar = Float[Array, ""]
 
 _BLOCK = 256  # tokens per block of `categorical`: about the square root of GPT-2's vocabulary
 
 
-@dataclass(frozen=True)
-class Sampling:
-    """How the next token is chosen. The settings act in the order repetition penalty, temperature, top-k, top-p."""
-
-    temperature: float = 0.8  # divides the logits; 0 always takes the likeliest token
-    top_k: int = 0  # choose among this many likeliest tokens (0: among all)
-    top_p: float = 1.0  # choose among the fewest tokens that together hold this much probability
-    repetition_penalty: float = 1.0  # above 1, tokens that the text already has become less likely
-
-    def __post_init__(self) -> None:
-        # Bounds far outside of use, within which float32 can work with the logits.
-        for name, low, high, hint in (
-            ("temperature", 0, 1000, ""),
-            ("top_k", 0, 2**31 - 1, " (0 is off)"),
-            ("repetition_penalty", 0.001, 1000, " (1 is off)"),
-        ):
-            value = getattr(self, name)
-            require(low <= value <= high, name, value, f"must be between {low} and {high}{hint}")
-        require(0 < self.top_p <= 1, "top_p", self.top_p, "must be above 0 and at most 1 (off)")
-
-
-class SamplingValues(NamedTuple):
-    """`Sampling` as arrays, for compiled functions."""
-
-    temperature: Float[Array, ""]
-    top_k: Int[Array, ""]
-    top_p: Float[Array, ""]
-    repetition_penalty: Float[Array, ""]
-
-    @classmethod
-    def of(cls, sampling: Sampling) -> "SamplingValues":
-        """Convert."""
-        return cls(
-            jnp.float32(sampling.temperature),
-            jnp.int32(sampling.top_k),
-            jnp.float32(sampling.top_p),
-            jnp.float32(sampling.repetition_penalty),
-        )
+def as_scalars(sampling: Sampling) -> dict[str, Scalar]:
+    """The settings as arguments of `next_token`."""
+    return {name: jnp.float32(value) for name, value in vars(sampling).items()}
 
 
 def next_token(
-    keys: Key[Array, " b"], logits: Float[Array, "b v"], seen: Bool[Array, "b v"], values: SamplingValues
+    keys: Key[Array, " b"],
+    logits: Float[Array, "b v"],
+    seen: Bool[Array, "b v"],
+    temperature: Scalar,
+    top_k: Scalar,
+    top_p: Scalar,
+    repetition_penalty: Scalar,
 ) -> Int[Array, " b"]:
-    """Choose a token for each row; `seen` says which tokens its text already has."""
+    """Choose a token for each row as `config.Sampling` says; `seen` are the tokens that its text already has."""
 
     def sampled(logits):
-        logits = scale_by_temperature(logits, values.temperature)
-        logits = keep_top_p(keep_top_k(logits, values.top_k), values.top_p)
-        return categorical(keys, logits)
+        logits = scale_by_temperature(logits, temperature)
+        return categorical(keys, keep_top_p(keep_top_k(logits, top_k), top_p))
 
     def likeliest(logits):
         return jnp.argmax(logits, axis=-1).astype(jnp.int32)
 
-    logits = penalise_repetition(logits, seen, values.repetition_penalty)
-    return jax.lax.cond(values.temperature > 0, sampled, likeliest, logits)
+    logits = penalise_repetition(logits, seen, repetition_penalty)
+    return jax.lax.cond(temperature > 0, sampled, likeliest, logits)
 
 
 def mark_seen(seen: Bool[Array, "b v"], tokens: Int[Array, "b t"], end_of_text) -> Bool[Array, "b v"]:
@@ -79,9 +48,7 @@ def mark_seen(seen: Bool[Array, "b v"], tokens: Int[Array, "b t"], end_of_text) 
     return seen.at[jnp.arange(seen.shape[0])[:, None], tokens].set(tokens != end_of_text)
 
 
-def penalise_repetition(
-    logits: Float[Array, "b v"], seen: Bool[Array, "b v"], penalty: Float[Array, ""]
-) -> Float[Array, "b v"]:
+def penalise_repetition(logits: Float[Array, "b v"], seen: Bool[Array, "b v"], penalty: Scalar) -> Float[Array, "b v"]:
     """Divide the logits of seen tokens by the penalty (Keskar et al. 2019, CTRL, 4.1).
 
     Negative logits are multiplied, where the paper's formula would make them likelier.
@@ -90,22 +57,21 @@ def penalise_repetition(
     return jnp.where(seen, penalised, logits)
 
 
-def scale_by_temperature(logits: Float[Array, "b v"], temperature: Float[Array, ""]) -> Float[Array, "b v"]:
+def scale_by_temperature(logits: Float[Array, "b v"], temperature: Scalar) -> Float[Array, "b v"]:
     """logits / T (Ackley et al. 1985), shifted so that the largest is 0, which a tiny T cannot make infinite."""
     return (logits - jnp.max(logits, axis=-1, keepdims=True)) / jnp.maximum(temperature, 1e-30)
 
 
-def keep_top_k(logits: Float[Array, "b v"], k: Int[Array, ""]) -> Float[Array, "b v"]:
+def keep_top_k(logits: Float[Array, "b v"], k: Scalar) -> Float[Array, "b v"]:
     """-inf for all but the k largest logits (Fan et al. 2018), and those equal to the k-th; 0 keeps all."""
 
     def cut(logits):
-        probabilities = _unnormalised(logits)
-        return _keep_heaviest(logits, probabilities, jnp.ones_like(logits), k.astype(jnp.float32))
+        return _keep_heaviest(logits, _unnormalised(logits), jnp.ones_like(logits), k)
 
     return jax.lax.cond(k > 0, cut, lambda logits: logits, logits)
 
 
-def keep_top_p(logits: Float[Array, "b v"], p: Float[Array, ""]) -> Float[Array, "b v"]:
+def keep_top_p(logits: Float[Array, "b v"], p: Scalar) -> Float[Array, "b v"]:
     """-inf for all but the nucleus: the fewest likeliest tokens whose probabilities add up to p or more.
 
     Holtzman et al. 2020, 3.1. Tokens as likely as the last of the nucleus are in it; 1 keeps all.

@@ -15,9 +15,9 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Key
 
+from tinygpt_jax.config import Sampling
 from tinygpt_jax.errors import UserError, require
 from tinygpt_jax.generation.decoding import decode
-from tinygpt_jax.generation.sampling import Sampling
 from tinygpt_jax.model import GPT
 from tinygpt_jax.random_keys import random_key
 from tinygpt_jax.terminal import progress
@@ -38,7 +38,6 @@ class Sample:
     text: str  # what the model wrote after the prompt
     tokens: list[int]  # the same in tokens, without end-of-text
     finished: bool  # the model ended the story; False: max_new_tokens did
-    prompt_tokens_dropped: int  # from the beginning of a prompt that is longer than the context
 
 
 def generate(
@@ -73,8 +72,8 @@ def generate(
     _check(model, tokenizer, max_new_tokens, seed)
     require(1 <= num_samples <= _MOST, "num_samples", num_samples, f"must be between 1 and {_MOST}")
     end_of_text = tokenizer.end_of_text
-    encoded = [encode_prompt(tokenizer, prompt, model.config.context_length) for prompt in prompts]
-    rows = [(window, number) for window, _ in encoded for number in range(num_samples)]
+    windows = [encode_prompt(tokenizer, prompt, model.config.context_length)[0] for prompt in prompts]
+    rows = [(window, number) for window in windows for number in range(num_samples)]
     written: list[list[int]] = [[] for _ in rows]
 
     def pieces() -> Iterator[tuple[int, np.ndarray]]:
@@ -91,9 +90,8 @@ def generate(
             written[row] += tokens
     samples = []
     for row, tokens in enumerate(written):
-        story, prompt = _before_end(tokens, end_of_text), row // num_samples
-        finished = len(story) < len(tokens)
-        samples.append(Sample(prompts[prompt], tokenizer.decode(story), story, finished, encoded[prompt][1]))
+        story = _before_end(tokens, end_of_text)
+        samples.append(Sample(prompts[row // num_samples], tokenizer.decode(story), story, len(story) < len(tokens)))
     return samples
 
 

@@ -11,8 +11,8 @@ from tinygpt_jax import fused
 from tinygpt_jax.config import Config
 from tinygpt_jax.data.batches import Batch
 from tinygpt_jax.devices import peak_flops, resolve_dtype, use_device
+from tinygpt_jax.generation import Sampling
 from tinygpt_jax.generation.decoding import decode
-from tinygpt_jax.generation.sampling import Sampling
 from tinygpt_jax.model import GPT
 from tinygpt_jax.training.optimizer import make_optimizer
 from tinygpt_jax.training.step import data_mesh, initial_state, make_train_step, put_batch
