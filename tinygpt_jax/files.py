@@ -55,12 +55,13 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def read_text(path: Path, errors: str = "strict") -> str:
+def read_text(path: Path, errors: str = "strict", most_bytes: int = MAX_JSON_BYTES) -> str:
     """The text of a file that may be a stranger's.
 
     Args:
         path: the file.
         errors: `replace` for U+FFFD in place of what is not UTF-8, so that the rest can be used.
+        most_bytes: what is larger is refused.
 
     Raises:
         UserError: it cannot be read, is no file (a pipe would be waited for for ever), too large, or not UTF-8.
@@ -68,7 +69,7 @@ def read_text(path: Path, errors: str = "strict") -> str:
     with disk_errors(path, "is it there, and may you read it?"):
         if path.exists() and not path.is_file():
             raise UserError(f"{path} is not a file")
-        if path.stat().st_size > MAX_JSON_BYTES:
+        if path.stat().st_size > most_bytes:
             raise UserError(f"{path} has {path.stat().st_size:,} bytes, more than this program ever writes there")
         try:
             return path.read_text(encoding="utf-8", errors=errors)
