@@ -7,12 +7,13 @@ it is shown and not obeyed. The page's content policy forbids scripts and outsid
 import base64
 from collections.abc import Iterable, Sequence
 from html import escape
-from importlib import resources
+from pathlib import Path
+
+_STYLE = Path(__file__).with_name("page.css")
 
 
 def page(title: str, subtitle: str, parts: Iterable[str]) -> bytes:
     """A whole page of `parts`, which are HTML."""
-    style = resources.files(__package__).joinpath("page.css").read_text(encoding="utf-8")
     policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
     text = f"""<!doctype html>
 <html lang="en">
@@ -22,7 +23,7 @@ def page(title: str, subtitle: str, parts: Iterable[str]) -> bytes:
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{escape(title)}</title>
 <style>
-{style}</style>
+{_STYLE.read_text(encoding="utf-8")}</style>
 </head>
 <body>
 <h1>{escape(title)}</h1>
