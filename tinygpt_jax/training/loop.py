@@ -68,8 +68,7 @@ def train(
     with sole_process(workdir), memory_errors(config.training), _stop_signals() as stop:
         saved = _matching_checkpoint(parts, workdir)
         progress = saved.progress() if saved else Progress(step=0, corpus=parts.corpus.fingerprint)
-        if progress.step <= parts.total_steps:  # a shorter run than the one that is there says nothing of it
-            _describe(parts, workdir, progress)
+        _describe(parts, workdir, saved, progress)
         if progress.step >= parts.total_steps:
             print(f"{workdir} is finished: {progress.step:,} steps are done. To go on: --steps {2 * progress.step}")
             return True
@@ -114,7 +113,7 @@ def _update_to_the_end(
     saver.wait()
     if stop:
         name = signal.Signals(stop[0]).name
-        log.reporter.note(f"{name}: saved at step {step:,}. The same command goes on from there.")
+        log.note(f"{name}: saved at step {step:,}. The same command goes on from there.")
     return step == parts.total_steps
 
 
@@ -151,12 +150,16 @@ def _matching_checkpoint(parts: Parts, workdir: Path) -> Checkpoint | None:
     return newest
 
 
-def _describe(parts: Parts, workdir: Path, progress: Progress) -> None:
-    """Write the files that say what this run is."""
-    write_atomically(workdir / "config.json", parts.config.to_json().encode())
+def _describe(parts: Parts, workdir: Path, saved: Checkpoint | None, progress: Progress) -> None:
+    """Write the files that say what this run is; the summary, which takes a while, only where it would be another."""
+    before = saved.config() if saved else parts.config
+    # A run that is finished stays what it was, whatever is asked for now.
+    config = before if progress.step >= parts.total_steps else parts.config
+    write_atomically(workdir / "config.json", config.to_json().encode())
     mark = progress.files.get("corpus.json")
-    if mark is None or has_changed(workdir / "corpus.json", mark):
-        write_summary(workdir, parts.config, parts.corpus)
+    told, would_tell = ((x.data.source, x.training.eval_batches) for x in (before, config))  # the rest cannot change
+    if mark is None or told != would_tell or has_changed(workdir / "corpus.json", mark):
+        write_summary(workdir, config, parts.corpus)
 
 
 @contextmanager

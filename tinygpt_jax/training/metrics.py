@@ -25,47 +25,26 @@ class NonFiniteError(UserError):
     """An update had a loss or a gradient that is not finite."""
 
 
-class Reporter:
-    """Shows how training goes on standard error: a progress bar on a terminal, plain lines elsewhere."""
-
-    def __init__(self, start: int, total: int) -> None:
-        """Show updates `start` to `total`."""
-        from tqdm import tqdm
-
-        self._bar = tqdm(total=total, initial=start, unit="step", dynamic_ncols=True, disable=None)
-
-    def update(self, step: int, text: str, left: str) -> None:
-        """Show `text` about the updates up to `step`, and how much time is left, which a bar reckons for itself."""
-        self._bar.set_postfix_str(text, refresh=False)
-        self._bar.update(step - self._bar.n)
-        if self._bar.disable:
-            self.note(f"step {step:,}/{self._bar.total:,}: {text}, {left} left")
-
-    def note(self, text: str) -> None:
-        """Print a line of its own, above the bar where there is one."""
-        self._bar.write(text, file=sys.stderr)
-
-    def close(self) -> None:
-        """Leave the bar as it stands."""
-        self._bar.close()
-
-
 class TrainingLog:
     """What a run says of itself, in its files, in TensorBoard and before the user's eyes.
 
     Each update's metrics are collected while they are still on the device, and a line tells of every `log_every` steps.
+    The user sees a progress bar on a terminal, plain lines elsewhere, both on standard error.
     """
 
     def __init__(
         self, parts: Parts, workdir: Path, progress: Progress, clock: Callable[[], float] = time.monotonic
     ) -> None:
         """Go on after `progress`, with those of its updates that no line tells of yet."""
+        from tqdm import tqdm
+
         cut_back(workdir, progress.files)
         self._parts, self._workdir, self._start, self._timed = parts, workdir, progress.step, progress.step
         self._waiting: list[tuple[int, StepMetrics]] = []
         self._unlogged = list(progress.unlogged)  # (loss, gradient norm) of the updates read since the last line
         self._last_loss = self._unlogged[-1][0] if self._unlogged else None
-        self.reporter = Reporter(progress.step, parts.total_steps)
+        steps = {"initial": progress.step, "total": parts.total_steps, "unit": "step"}
+        self._bar = tqdm(**steps, dynamic_ncols=True, disable=None)
         self._clock, self._since, self._peak = clock, clock(), peak_flops()
         self._board = None
         if parts.config.training.tensorboard:
@@ -100,13 +79,17 @@ class TrainingLog:
         perplexity, accuracy = result.perplexity, result.token_accuracy
         line = {"step": step, "validation_loss": result.loss, "validation_perplexity": perplexity}
         self._write(line | {"validation_accuracy": accuracy})
-        self.reporter.note(f"step {step:,}: validation loss {result.loss:.4f}, perplexity {perplexity:,.2f}")
+        self.note(f"step {step:,}: validation loss {result.loss:.4f}, perplexity {perplexity:,.2f}")
 
     def sampled(self, step: int, stories: Sequence[tuple[str, str]]) -> None:
         """Write what the model told after update `step`, by prompt, and show the first."""
         for prompt, text in stories:
             add_line(self._workdir / "samples.jsonl", {"step": step, "prompt": prompt, "text": text})
-        self.reporter.note(f"    {harmless(' '.join(stories[0][1].split()))}")
+        self.note(f"    {harmless(' '.join(stories[0][1].split()))}")
+
+    def note(self, text: str) -> None:
+        """Print a line of its own, above the bar where there is one."""
+        self._bar.write(text, file=sys.stderr)
 
     @contextmanager
     def pause(self) -> Iterator[None]:
@@ -124,7 +107,7 @@ class TrainingLog:
         """Close TensorBoard's file, and leave the progress bar as it stands."""
         if self._board is not None:
             self._board.close()
-        self.reporter.close()
+        self._bar.close()
 
     def _ends_line(self, step: int) -> bool:
         return step in (1, self._parts.total_steps) or step % self._parts.config.training.log_every == 0
@@ -153,9 +136,13 @@ class TrainingLog:
             timing["share_of_peak"] = speed * flops_per_token(model) / self._peak
             text += f", {timing['share_of_peak']:.0%} of peak"
         add_line(self._workdir / "timings.jsonl", timing)
-        # The first update was compiled: its time says nothing of those to come.
-        left = duration((parts.total_steps - step) * seconds / steps) if step > self._start + 1 else "unknown time"
-        self.reporter.update(step, text, left)
+        if not self._bar.disable:  # which reckons for itself how much time is left
+            self._bar.set_postfix_str(text, refresh=False)
+            self._bar.update(step - self._bar.n)
+        else:
+            # The first update was compiled: its time says nothing of those to come.
+            left = duration((parts.total_steps - step) * seconds / steps) if step > self._start + 1 else "unknown time"
+            self.note(f"step {step:,}/{parts.total_steps:,}: {text}, {left} left")
 
     def _write(self, line: dict[str, Any]) -> None:
         add_line(self._workdir / "metrics.jsonl", line)
