@@ -294,7 +294,8 @@ def test_a_checkpoint_that_training_removes_is_not_damaged(run):
             (writing / "progress.json").write_text(dataclasses.replace(progress, step=step).to_json())
             write_manifest(writing)
             writing.rename(folder / f"{step:08}")
-            shutil.rmtree(folder / f"{step - 1:08}", ignore_errors=True)
+            if step > 1:
+                shutil.rmtree((folder / f"{step - 1:08}").rename(folder / ".removing"))
 
     trainer = threading.Thread(target=train)
     trainer.start()
