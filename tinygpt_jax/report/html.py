@@ -1,37 +1,23 @@
 """The parts of a self-contained HTML page: nothing is loaded from elsewhere, and nothing runs.
 
 Every function escapes the text it is given and returns HTML, so whatever stories, file names and settings contain,
-it is shown and not obeyed. The page's content policy forbids scripts and outside resources besides.
+it is shown and not obeyed. The content policy in `page.html`, where the style is too, forbids scripts and outside
+resources besides.
 """
 
 import base64
 from collections.abc import Iterable, Sequence
 from html import escape
 from pathlib import Path
+from string import Template
 
-_STYLE = Path(__file__).with_name("page.css")
+_SKELETON = Path(__file__).with_name("page.html")
 
 
 def page(title: str, subtitle: str, parts: Iterable[str]) -> bytes:
     """A whole page of `parts`, which are HTML."""
-    policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
-    text = f"""<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="{policy}">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{escape(title)}</title>
-<style>
-{_STYLE.read_text(encoding="utf-8")}</style>
-</head>
-<body>
-<h1>{escape(title)}</h1>
-<p class="soft">{escape(subtitle)}</p>
-{"".join(parts)}
-</body>
-</html>
-"""
+    skeleton = Template(_SKELETON.read_text(encoding="utf-8"))
+    text = skeleton.substitute(title=escape(title), subtitle=escape(subtitle), parts="".join(parts))
     # JSON may hold halves of surrogate pairs, which UTF-8 has no bytes for.
     return text.encode("utf-8", errors="replace")
 

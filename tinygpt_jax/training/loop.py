@@ -39,13 +39,7 @@ def write_samples(model: GPT, params: Any, tokenizer: Tokenizer, seed: int) -> l
     return [(story.prompt, story.prompt + story.text) for story in stories]
 
 
-def train(
-    config: Config,
-    workdir: Path,
-    *,
-    mesh: Mesh | None = None,
-    sampler: Sampler = write_samples,
-) -> bool:
+def train(config: Config, workdir: Path, *, mesh: Mesh | None = None, sampler: Sampler = write_samples) -> bool:
     """Train as `config` says, or go on where the run in `workdir` stopped. Returns whether all steps are done.
 
     Ctrl-C and SIGTERM let the update under way finish, save, and return; a second Ctrl-C stops at once.

@@ -43,8 +43,7 @@ class TrainingLog:
         self._waiting: list[tuple[int, StepMetrics]] = []
         self._unlogged = list(progress.unlogged)  # (loss, gradient norm) of the updates read since the last line
         self._last_loss = self._unlogged[-1][0] if self._unlogged else None
-        steps = {"initial": progress.step, "total": parts.total_steps, "unit": "step"}
-        self._bar = tqdm(**steps, dynamic_ncols=True, disable=None)
+        self._bar = tqdm(total=parts.total_steps, initial=progress.step, unit="step", dynamic_ncols=True, disable=None)
         self._clock, self._since, self._peak = clock, clock(), peak_flops()
         self._board = None
         if parts.config.training.tensorboard:
