@@ -91,7 +91,7 @@ def _references(record: RunRecord) -> dict[str, float]:
         "unigram entropy": record.number("evaluated_unigram_entropy"),
         "exact entropy": record.number("evaluated_entropy"),
     }
-    return {name: value for name, value in known.items() if value is not None and value <= MAX_LOSS}
+    return {name: value for name, value in known.items() if value is not None and 0 < value <= MAX_LOSS}
 
 
 def _headline(record: RunRecord) -> Iterator[tuple[str, str, str]]:
@@ -124,10 +124,9 @@ def _headline(record: RunRecord) -> Iterator[tuple[str, str, str]]:
 
 def _stories(samples: list[WrittenStory]) -> Iterator[str]:
     """What the model wrote from each prompt, from the first to the last evaluation."""
-    if not samples:
-        return
     explanation = f"Up to {_SAMPLES_PER_PROMPT} per prompt, evenly spaced from first to last; samples.jsonl has all."
-    yield html.heading("Stories while it learned", explanation)
+    if samples:
+        yield html.heading("Stories while it learned", explanation)
     for prompt in dict.fromkeys(sample.prompt for sample in samples):
         written = [sample for sample in samples if sample.prompt == prompt]
         shown = min(_SAMPLES_PER_PROMPT, len(written))
