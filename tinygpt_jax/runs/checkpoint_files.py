@@ -73,7 +73,10 @@ class Progress:
         Raises:
             ValueError, TypeError, AttributeError, OverflowError, RecursionError: the text is anything else.
         """
-        read = cls(**json.loads(text))
+        values = json.loads(text)
+        if set(values) != {item.name for item in dataclasses.fields(cls)}:
+            raise ValueError("not the form of a run's progress")
+        read = cls(**values)
         files = {name: Mark(*mark) for name, mark in read.files.items()}
         counts = [read.step, *(mark.size for mark in files.values())]
         texts = ["" if read.corpus is None else read.corpus, *(mark.sha256 for mark in files.values())]
