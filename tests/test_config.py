@@ -50,6 +50,7 @@ def test_json_round_trip():
         ('{"model": {"dropout": NaN}}', "dropout nan"),
         ('{"data": {"max_vocab": 1.5}}', "max_vocab 1.5"),
         ("[" * 100_000, "not JSON"),
+        ("9" * 5000, "not JSON"),  # Python reads no number of so many digits
     ],
 )
 def test_a_wrong_document_is_refused_by_name(text, names):

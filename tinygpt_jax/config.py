@@ -169,7 +169,7 @@ class Config:
         """
         try:
             document = json.loads(text)
-        except (json.JSONDecodeError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:
             raise UsageError(f"the configuration is not JSON: {error}") from None
         groups: dict[str, Any] = {item.name: item.type for item in dataclasses.fields(cls)}
         _check_names(document, groups, "the configuration")
