@@ -96,7 +96,7 @@ def read_record(workdir: Path) -> RunRecord:
 def _read_config(record: RunRecord, name: str, text: str) -> None:
     try:
         record.config = Config.from_json(text)
-    except (UserError, ValueError) as error:
+    except UserError as error:
         raise UserError(f"{name} cannot be used: {error}") from None
 
 
