@@ -1,5 +1,6 @@
 """Train a model, or go on with a run: python -m experiments.train --workdir runs/"""
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -26,7 +27,8 @@ class Start:
 class Arguments(Start):
     """Train a GPT to write stories. The same command again goes on where the run stopped.
 
-    Every setting starts from the preset, or from the run's own configuration when there is one.
+    Every setting starts from the preset, or from the run's own configuration when there is one. Of --steps and
+    --epochs the last one given counts.
     """
 
     config: Config = field(default_factory=Config)
@@ -55,12 +57,16 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def parse(argv: Sequence[str] | None = None) -> tuple[Arguments, str]:
     """What the flags ask for, and from where their defaults come. Decides the device too, which some depend on."""
+    argv = sys.argv[1:] if argv is None else argv
     start = cli.parse(Start, argv, others=True)
     use_device(start.device, start.deterministic)
     config, why = _starting_point(start)
     flags = replace(config, model=ModelFlags(**vars(config.model)))
     arguments = cli.parse(Arguments, argv, default=Arguments(**vars(start), config=flags))
     config = replace(arguments.config, model=ModelConfig(**vars(arguments.config.model)))
+    lengths = [name for word in argv if (name := word.partition("=")[0]) in ("--steps", "--epochs")]
+    if lengths[-1:] == ["--epochs"]:  # or the steps of the preset, or of the run so far, would override them
+        config = replace(config, training=replace(config.training, steps=None))
     return replace(arguments, config=config), why
 
 

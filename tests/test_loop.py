@@ -87,9 +87,10 @@ def test_a_run_leaves_what_it_promises(whole_run):
 
 
 def test_a_finished_run_says_so_and_stays_as_it_is(whole_run, capsys):
-    """Also where fewer steps are asked for than are done."""
+    """Also where fewer steps are asked for than are done, or settings that may change."""
     workdir, _ = whole_run
-    before = {name: (workdir / name).read_bytes() for name in ("config.json", "metrics.jsonl")}
+    before = {name: (workdir / name).read_bytes() for name in ("config.json", "corpus.json", "metrics.jsonl")}
+    main(["--workdir", str(workdir), *TINY, "--log-every", "4", "--eval-batches", "1"])
     main(["--workdir", str(workdir), *TINY, "--steps", "5"])
     said = capsys.readouterr().out
     assert "is finished: 10 steps are done. To go on: --steps 20" in said and "The run as a page: " in said
@@ -240,9 +241,28 @@ def test_a_run_can_be_made_longer_or_moved(whole_run, tmp_path, capsys):
     workdir, _ = whole_run
     moved = tmp_path / "with spaces and ü"
     shutil.copytree(workdir, moved)
-    main(["--workdir", str(moved), "--steps", "12", "--eval-every", "6", "--save-every", "11"])
+    main(["--workdir", str(moved), *"--steps 12 --eval-every 6 --save-every 11 --eval-batches 1".split()])
     assert "going on with the run in" in capsys.readouterr().out
     assert [saved.step for saved in checkpoints(moved)][-2:] == [11, 12]
+    rows = [json.loads((folder / "corpus.json").read_text())["evaluated_rows"] for folder in (workdir, moved)]
+    assert rows == [2 * 8, 1 * 8]  # the entropies to compare a loss with are of the rows that it is measured on
+
+
+@pytest.mark.parametrize(
+    ("flags", "steps", "epochs"),
+    [
+        ("", 2200, 5),  # the preset's
+        ("--epochs 2", None, 2),
+        ("--epochs=2", None, 2),
+        ("--steps 7 --epochs 2", None, 2),
+        ("--epochs 2 --steps 7", 7, 2),
+        ("--epochs 2 --steps None", None, 2),
+    ],
+)
+def test_of_steps_and_epochs_the_last_one_given_counts(flags, steps, epochs):
+    """Epochs that are asked for, and steps of the preset that are done without a word."""
+    training = parse(["--preset", "quickstart", *flags.split()])[0].config.training
+    assert (training.steps, training.epochs) == (steps, epochs)
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, refused):

@@ -271,6 +271,12 @@ def test_a_histogram_that_is_none_is_not_drawn(run, histogram):
     assert read_record(run).length_histogram is None
 
 
+def test_a_vocabulary_of_one_token_is_no_distance_to_compare_with(run):
+    """A uniform guess among one costs nothing, and nothing is a share of that."""
+    (run / "corpus.json").write_text(json.dumps({"vocab_size": 1}))
+    assert "uniform guess" not in Page(write_report(run)).text.split("Pictures")[0]
+
+
 def test_a_huge_file_is_not_read(run):
     """Guards memory: the size is looked at first. The file has holes, and takes no disk."""
     with (run / "samples.jsonl").open("wb") as file:
@@ -294,7 +300,8 @@ def test_a_checkpoint_that_training_removes_is_not_damaged(run):
             (writing / "progress.json").write_text(dataclasses.replace(progress, step=step).to_json())
             write_manifest(writing)
             writing.rename(folder / f"{step:08}")
-            shutil.rmtree(folder / f"{step - 1:08}", ignore_errors=True)
+            if step > 1:
+                shutil.rmtree((folder / f"{step - 1:08}").rename(folder / ".removing"))
 
     trainer = threading.Thread(target=train)
     trainer.start()

@@ -12,7 +12,7 @@ import pytest
 from tests.test_checkpoint import CONFIG, OPTIMIZER, state, words  # noqa: F401
 from tinygpt_jax.errors import UserError
 from tinygpt_jax.runs.checkpoint_files import Progress, checkpoints
-from tinygpt_jax.runs.folder import RunFiles, has_changed
+from tinygpt_jax.runs.folder import add_line, has_changed, marks_of
 from tinygpt_jax.training.checkpoint import restore_state
 from tinygpt_jax.training.saving import Saver
 from tinygpt_jax.training.step import data_mesh, replicated
@@ -44,12 +44,12 @@ update = jax.jit(lambda state: jax.tree.map(lambda x: x + 1, state), donate_argn
 
 def test_updates_go_on_while_a_checkpoint_is_written_and_it_is_that_of_its_moment(tmp_path, saver, state):
     """A state that later updates write over, or metrics of steps to come that are taken for those of this one."""
-    files = RunFiles(tmp_path, {})
-    files.write("metrics.jsonl", {"step": 1})
-    latest, held = jax.tree.map(jax.numpy.copy, state), Held(1, "corpus", None, (), files.marks())
+    metrics = tmp_path / "metrics.jsonl"
+    add_line(metrics, {"step": 1})
+    latest, held = jax.tree.map(jax.numpy.copy, state), Held(1, "corpus", None, (), marks_of(tmp_path))
     with saver:
         saver.save(latest, held)
-        files.write("metrics.jsonl", {"step": 2})
+        add_line(metrics, {"step": 2})
         for _ in range(3):
             latest = update(latest)
         jax.block_until_ready(latest)
@@ -61,7 +61,7 @@ def test_updates_go_on_while_a_checkpoint_is_written_and_it_is_that_of_its_momen
     for a, b in zip(jax.tree.leaves(state.params), jax.tree.leaves(restored.params), strict=True):
         np.testing.assert_array_equal(a, b)
     assert saved.progress().files["metrics.jsonl"].size == len('{"step": 1}\n')
-    assert not has_changed(tmp_path / "metrics.jsonl", saved.progress().files["metrics.jsonl"])
+    assert not has_changed(metrics, saved.progress().files["metrics.jsonl"])
 
 
 def test_a_save_waits_for_the_one_before(tmp_path, saver, state):

@@ -60,8 +60,21 @@ def write_report(workdir: Path) -> Path:
 
 def _draw_pictures(record: RunRecord, folder: Path) -> Iterator[str]:
     """Draw what there is data for, as parts of the page; what there is none for becomes a problem."""
+    losses = record.curves["loss"], record.curves["validation_loss"]
+    rates = record.curves["learning_rate"], record.curves["gradient_norm"]
+    clip_norm = record.config.optimizer.clip_norm if record.config else None
+    lengths = record.length_histogram or {}, int(record.number("context_length") or 0)
+    layout = "packed" if record.corpus.get("layout") == "packed" else "padded"
+    # Each with the data that it cannot do without.
+    pictures: dict[str, tuple[Any, Callable[[Path], str]]] = {
+        "loss": (any(losses), partial(plots.loss_curves, *losses, _references(record))),
+        "perplexity": (any(losses), partial(plots.perplexity_curves, *losses, _references(record))),
+        "learning_rate": (all(rates), partial(plots.learning_rate_curves, *rates, clip_norm)),
+        "word_cloud": (record.words, partial(plots.word_cloud, record.words)),
+        "story_lengths": (all(lengths), partial(plots.story_lengths, *lengths, layout=layout)),
+    }
     yield html.heading("Pictures")
-    for name, data, draw in _pictures(record):
+    for name, (data, draw) in pictures.items():
         path = folder / f"{name}.png"
         if data:
             title = draw(path)
@@ -70,41 +83,31 @@ def _draw_pictures(record: RunRecord, folder: Path) -> Iterator[str]:
             record.problems.append(f"{path.name} is not drawn: there is no data for it")
 
 
-def _pictures(record: RunRecord) -> Iterator[tuple[str, Any, Callable[[Path], str]]]:
-    """Every picture: its name, the data that it cannot do without, and how it is drawn."""
-    losses = record.curves["loss"], record.curves["validation_loss"]
-    yield "loss", any(losses), partial(plots.loss_curves, *losses, _references(record))
-    yield "perplexity", any(losses), partial(plots.perplexity_curves, *losses, _references(record))
-    rates = record.curves["learning_rate"], record.curves["gradient_norm"]
-    clip_norm = record.config.optimizer.clip_norm if record.config else None
-    yield "learning_rate", all(rates), partial(plots.learning_rate_curves, *rates, clip_norm)
-    yield "word_cloud", record.words, partial(plots.word_cloud, record.words)
-    lengths = record.length_histogram or {}, int(record.number("context_length") or 0)
-    layout = "packed" if record.corpus.get("layout") == "packed" else "padded"
-    yield "story_lengths", all(lengths), partial(plots.story_lengths, *lengths, layout=layout)
-
-
 def _references(record: RunRecord) -> dict[str, float]:
-    """Losses to compare with, in nats per token, as far as they are known."""
+    """Losses to compare with, in nats per token, as far as they are known, the best that is possible last."""
     vocab_size = record.number("vocab_size")
     known = {
         "uniform guess": math.log(vocab_size) if vocab_size else None,
         "unigram entropy": record.number("evaluated_unigram_entropy"),
         "exact entropy": record.number("evaluated_entropy"),
     }
-    return {name: value for name, value in known.items() if value is not None and value <= MAX_LOSS}
+    return {name: value for name, value in known.items() if value is not None and 0 < value <= MAX_LOSS}
 
 
 def _headline(record: RunRecord) -> Iterator[tuple[str, str, str]]:
     """The run in a few figures: (name, figure, unit or remark)."""
-    curves = record.curves
+    curves, references = record.curves, _references(record)
     if curves["validation_loss"]:
         step, loss = curves["validation_loss"][-1]
         best_step, best = min(curves["validation_loss"], key=lambda point: point[1])
         bits, bytes_per_token = loss / math.log(2), record.number("evaluated_bytes_per_token")
         yield "Validation loss", f"{loss:.3f}", f"nats per token, at step {step:,}"
         yield "Best validation loss", f"{best:.3f}", f"nats per token, at step {best_step:,}"
-        yield from _distance(loss, _references(record))
+        if references:
+            name, reference = list(references.items())[-1]
+            side, distance = "Above" if loss >= reference else "Below", abs(loss - reference)
+            share = f"{distance / reference:.1%} of {reference:.3f}"
+            yield f"{side} the {name}", f"{distance:.3f}", f"nats per token, {share}"
         yield "Perplexity", figures(math.exp(loss)), "exp(validation loss)"
         per_byte = f"{bits / bytes_per_token:.3f} bits per byte" if bytes_per_token else "validation loss / ln 2"
         yield "Bits per token", f"{bits:.3f}", per_byte
@@ -119,22 +122,11 @@ def _headline(record: RunRecord) -> Iterator[tuple[str, str, str]]:
         yield "Throughput", f"{speed:,.0f}", "tokens per second (median)"
 
 
-def _distance(loss: float, references: dict[str, float]) -> Iterator[tuple[str, str, str]]:
-    """How far the loss is from the best that is possible, or else from the best without context."""
-    for name in ("exact entropy", "unigram entropy"):
-        if name in references:
-            best, distance = references[name], abs(loss - references[name])
-            side = "Above" if loss >= best else "Below"
-            yield f"{side} the {name}", f"{distance:.3f}", f"nats per token, {distance / best:.1%} of {best:.3f}"
-            return
-
-
 def _stories(samples: list[WrittenStory]) -> Iterator[str]:
     """What the model wrote from each prompt, from the first to the last evaluation."""
-    if not samples:
-        return
     explanation = f"Up to {_SAMPLES_PER_PROMPT} per prompt, evenly spaced from first to last; samples.jsonl has all."
-    yield html.heading("Stories while it learned", explanation)
+    if samples:
+        yield html.heading("Stories while it learned", explanation)
     for prompt in dict.fromkeys(sample.prompt for sample in samples):
         written = [sample for sample in samples if sample.prompt == prompt]
         shown = min(_SAMPLES_PER_PROMPT, len(written))
@@ -178,13 +170,15 @@ def _configuration(config: Config | None) -> Iterator[str]:
         groups, defaults = dataclasses.asdict(config), dataclasses.asdict(Config())
         if config.training.steps:
             groups["training"]["epochs"] = defaults["training"]["epochs"] = "not used: steps is set"
-        yield html.tables((name.capitalize(), list(_setting_rows(groups[name], defaults[name]))) for name in groups)
+        yield html.tables(
+            (group.capitalize(), [_setting(name, value, defaults[group][name]) for name, value in values.items()])
+            for group, values in groups.items()
+        )
 
 
-def _setting_rows(values: dict[str, Any], defaults: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
-    for name, value in values.items():
-        shown, default = ("not set" if x is None else str(x) for x in (value, defaults[name]))
-        yield name, shown, "" if value == defaults[name] else f"default {default}"
+def _setting(name: str, value: Any, default: Any) -> tuple[str, str, str]:
+    shown, usual = ("not set" if x is None else str(x) for x in (value, default))
+    return name, shown, "" if value == default else f"default {usual}"
 
 
 def _subtitle(record: RunRecord) -> str:

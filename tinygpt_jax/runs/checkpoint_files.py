@@ -22,6 +22,8 @@ from tinygpt_jax.runs.folder import Mark, mark_of
 from tinygpt_jax.tokenizer import Tokenizer
 
 FORMAT_VERSION = 1
+# A file that cannot be read, a stranger's text that is anything, and a name in it that can be no file's.
+_FAILURES = (UserError, OSError, LookupError, ValueError, TypeError, AttributeError, OverflowError, RuntimeError)
 Result = TypeVar("Result")
 Arguments = ParamSpec("Arguments")
 
@@ -72,17 +74,17 @@ class Progress:
             ValueError, TypeError, AttributeError, OverflowError, RecursionError: the text is anything else.
         """
         values = json.loads(text)
-        if not isinstance(values, dict) or set(values) != {item.name for item in dataclasses.fields(cls)}:
+        if set(values) != {item.name for item in dataclasses.fields(cls)}:
             raise ValueError("not the form of a run's progress")
-        if not _is_count(values["step"]) or not isinstance(values["corpus"], str | None):
-            raise ValueError("step or corpus is of a wrong type")
-        if values["validation_loss"] is not None:
-            _number(values["validation_loss"])
-        unlogged = tuple((_number(loss), _number(norm)) for loss, norm in values["unlogged"])
-        files = {name: Mark(*mark) for name, mark in values["files"].items()}
-        if not all(_is_count(mark.size) and isinstance(mark.sha256, str) for mark in files.values()):
-            raise ValueError("the mark of a file is of a wrong type")
-        return cls(**{**values, "unlogged": unlogged, "files": files})
+        read = cls(**values)
+        files = {name: Mark(*mark) for name, mark in read.files.items()}
+        counts = [read.step, *(mark.size for mark in files.values())]
+        texts = ["" if read.corpus is None else read.corpus, *(mark.sha256 for mark in files.values())]
+        if not all(map(_is_count, counts)) or not all(isinstance(text, str) for text in texts):
+            raise ValueError("a count or a text is of a wrong type")
+        unlogged = tuple((_number(loss), _number(norm)) for loss, norm in read.unlogged)
+        loss = None if read.validation_loss is None else _number(read.validation_loss)
+        return cls(read.step, read.corpus, loss, unlogged, files)
 
 
 @dataclass(frozen=True)
@@ -129,10 +131,9 @@ class Checkpoint:
         Raises:
             DamageError: one has changed, or what they say does not fit together.
         """
-        with self._reading():
-            for name, mark in self._manifest().items():
-                if without is None or not name.startswith(f"{without}/"):
-                    self._check(name, mark)
+        for name, mark in self._manifest().items():
+            if without is None or not name.startswith(f"{without}/"):
+                self._check(name, mark)
         vocab_size, expected = self.tokenizer().vocab_size, self.config().model.vocab_size
         self.progress()
         if vocab_size != expected:
@@ -151,43 +152,27 @@ class Checkpoint:
         if self not in checkpoints(self.folder.parents[1]):
             raise GoneError(f"{self.folder} was removed while it was read")
 
-    @contextmanager
-    def _reading(self) -> Iterator[None]:
-        try:
-            yield
-        except FormatError:
-            raise
-        except UserError as error:
-            self.raise_if_gone()
-            raise DamageError(str(error)) from None
-
     def _read(self, name: str, parse: Callable[[str], Result]) -> Result:
-        path = self.folder / name
-        with self._reading():
-            self._check(name, self._manifest().get(name))
-            try:
-                return parse(read_text(path))
-            except (ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
-                raise UserError(f"{path} is damaged: {error}") from None
+        self._check(name, self._manifest().get(name))
+        with self._reading(name):
+            return parse(read_text(self.folder / name))
 
     def _check(self, name: str, mark: Mark | None) -> None:
         path = self.folder / name
-        if mark is None:
-            raise UserError(f"{self.folder / 'manifest.json'} is damaged: it does not list {name}")
-        try:
+        with self._reading(name):
+            if mark is None:
+                raise ValueError("manifest.json does not list it")
             if not path.resolve().is_relative_to(self.folder.resolve()):
-                raise UserError(f"{self.folder / 'manifest.json'} names a file outside its folder: {name}")
+                raise ValueError("manifest.json names a file outside its folder")
             found = mark_of(path)
             if found is None:
                 raise UserError(f"{path} is missing")
             if found != mark:
                 raise UserError(f"{path} has changed since it was written, {found.size} bytes now and {mark.size} then")
-        except (OSError, ValueError, RuntimeError) as error:  # it cannot be read, or a name that can be no file's
-            raise UserError(f"{path}: {error}") from None
 
     def _manifest(self) -> dict[str, Mark]:
         path = self.folder / "manifest.json"
-        try:
+        with self._reading(path.name):
             document = json.loads(read_text(path))
             version = document["format_version"]
             if not _is_count(version) or version > 10**6 or document["sha256"] != own_checksum(document):
@@ -198,8 +183,18 @@ class Checkpoint:
                     "of the program that wrote it"
                 )
             return {name: Mark(*mark) for name, mark in document["files"].items()}
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-            raise UserError(f"{path} is damaged") from None
+
+    @contextmanager
+    def _reading(self, name: str) -> Iterator[None]:
+        """Whatever goes wrong inside is damage to this file, or the checkpoint is there no more."""
+        try:
+            yield
+        except (FormatError, DamageError, GoneError):
+            raise
+        except _FAILURES as error:
+            self.raise_if_gone()
+            path = str(self.folder / name)
+            raise DamageError(str(error) if path in str(error) else f"{path} is damaged: {error}") from None
 
 
 def checkpoints(workdir: Path) -> list[Checkpoint]:

@@ -43,8 +43,7 @@ def write_summary(workdir: Path, config: Config, corpus: Corpus) -> None:
         "length_histogram": length_histogram(np.diff(train.offsets), config.model.context_length),
         "words": frequent_words(corpus),
     }
-    text = json.dumps(summary, indent=1) + "\n"
-    write_atomically(workdir / "corpus.json", text.encode())
+    write_atomically(workdir / "corpus.json", (json.dumps(summary, indent=1) + "\n").encode())
 
 
 def length_histogram(lengths: np.ndarray, context_length: int) -> dict[str, list[int]]:
@@ -71,12 +70,12 @@ def length_histogram(lengths: np.ndarray, context_length: int) -> dict[str, list
 
 def _evaluated(config: Config, corpus: Corpus) -> dict[str, Any]:
     """Figures of the rows that training evaluates."""
-    end_of_text = corpus.tokenizer.end_of_text
-    rows = Rows(corpus.validation, config.data.layout, config.model.context_length, end_of_text)
-    batches = EvaluationBatches(rows, config.training.batch_size, config.training.eval_batches)
+    tokenizer, training, length = corpus.tokenizer, config.training, config.model.context_length
+    rows = Rows(corpus.validation, config.data.layout, length, tokenizer.end_of_text)
+    batches = EvaluationBatches(rows, training.batch_size, training.eval_batches)
     targets = np.concatenate([batch.targets[batch.mask] for batch in batches])
-    spelled = token_bytes(corpus.tokenizer)
-    log_p = _log_probability(targets, corpus.tokenizer) if corpus.validation.entropy is not None else -math.inf
+    spelled = token_bytes(tokenizer)
+    log_p = _log_probability(targets, tokenizer) if corpus.validation.entropy is not None else -math.inf
     return {
         "evaluated_rows": batches.n_rows,
         "evaluated_tokens": len(targets),

@@ -34,19 +34,22 @@ class Mark(NamedTuple):
     sha256: str
 
 
-_EMPTY = Mark(0, hashlib.sha256().hexdigest())
-
-
 def mark_of(path: Path) -> Mark | None:
     """The mark of a file as it is; None where there is none."""
     return Mark(path.stat().st_size, sha256_of(path)) if path.is_file() else None
+
+
+def marks_of(workdir: Path) -> dict[str, Mark]:
+    """Marks of the files of a run's folder as they are. That they are on the disk is for who keeps the marks."""
+    found = {name: mark_of(workdir / name) for name in LINES + WHOLE}
+    return {name: mark for name, mark in found.items() if mark}
 
 
 def has_changed(path: Path, mark: Mark) -> bool:
     """Whether a file no longer begins with, or where it is never added to, is no longer what was marked."""
     if path.name not in LINES:
         return mark_of(path) != mark
-    return not path.is_file() or _hash_start(path, mark.size).hexdigest() != mark.sha256
+    return not path.is_file() or _sha256_of_start(path, mark.size) != mark.sha256
 
 
 def check_folder(workdir: Path) -> None:
@@ -90,58 +93,42 @@ def sole_process(workdir: Path) -> Iterator[None]:
         yield
 
 
-class RunFiles:
-    """The JSON-lines files of a run folder, one object per line, append only."""
+def cut_back(workdir: Path, marks: Mapping[str, Mark]) -> None:
+    """Begin the files of lines, or cut them back to what they held when they were marked; unmarked ones are emptied.
 
-    def __init__(self, workdir: Path, marks: Mapping[str, Mark]) -> None:
-        """Open them for appending, cut back to what they held when they were marked; files without a mark are emptied.
-
-        Raises:
-            UserError: what was marked is no longer there.
-        """
-        self.workdir = workdir
-        marks = {name: marks.get(name, _EMPTY) for name in LINES}
-        for name, mark in marks.items():
-            path = workdir / name
-            if mark.size and not path.exists():
-                print(f"warning: {path} is gone, and with it its lines of earlier steps", file=sys.stderr)
-                marks[name] = _EMPTY
-            elif mark.size and has_changed(path, mark):
-                raise UserError(
-                    f"{path} was changed since the last checkpoint: put the original back, or remove the file to go "
-                    "on without its lines of earlier steps"
-                )
-        self._files = {name: (workdir / name).open("ab") for name in LINES}
-        for name, file in self._files.items():
-            file.truncate(marks[name].size)
-        self._sizes = {name: mark.size for name, mark in marks.items()}
-        self._hashes = {name: _hash_start(workdir / name, mark.size) for name, mark in marks.items()}
-
-    def write(self, name: str, values: dict[str, Any]) -> None:
-        """Append one object."""
-        line = (json.dumps(values, ensure_ascii=False) + "\n").encode()
-        self._files[name].write(line)
-        self._files[name].flush()
-        self._hashes[name].update(line)
-        self._sizes[name] += len(line)
-
-    def marks(self) -> dict[str, Mark]:
-        """Marks of all files of the folder as they are. That they are on the disk is for who keeps the marks."""
-        lines = {name: Mark(self._sizes[name], self._hashes[name].hexdigest()) for name in LINES}
-        whole = {name: mark_of(self.workdir / name) for name in WHOLE}
-        return lines | {name: mark for name, mark in whole.items() if mark}
-
-    def close(self) -> None:
-        """Close the files."""
-        for file in self._files.values():
-            file.close()
+    Raises:
+        UserError: what was marked is no longer there; nothing was cut.
+    """
+    sizes = dict.fromkeys(LINES, 0)
+    for name in LINES:
+        path, mark = workdir / name, marks.get(name)
+        if mark is None or mark.size == 0:
+            continue
+        if not path.exists():
+            print(f"warning: {path} is gone, and with it its lines of earlier steps", file=sys.stderr)
+        elif has_changed(path, mark):
+            raise UserError(
+                f"{path} was changed since the last checkpoint: put the original back, or remove the file to go "
+                "on without its lines of earlier steps"
+            )
+        else:
+            sizes[name] = mark.size
+    for name, size in sizes.items():
+        with (workdir / name).open("ab") as file:
+            file.truncate(size)
 
 
-def _hash_start(path: Path, size: int) -> Any:
-    """The sha256 object of a file's first `size` bytes, to go on from; of fewer where the file is shorter."""
+def add_line(path: Path, values: Mapping[str, Any]) -> None:
+    """Append one object to a file of lines."""
+    with path.open("ab") as file:
+        file.write((json.dumps(values, ensure_ascii=False) + "\n").encode())
+
+
+def _sha256_of_start(path: Path, size: int) -> str:
+    """The checksum of a file's first `size` bytes; of fewer where the file is shorter."""
     sha256 = hashlib.sha256()
     with path.open("rb") as file:
         while size > 0 and (chunk := file.read(min(size, 2**20))):
             sha256.update(chunk)
             size -= len(chunk)
-    return sha256
+    return sha256.hexdigest()

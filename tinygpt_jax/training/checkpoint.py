@@ -94,15 +94,15 @@ def newest_intact(workdir: Path) -> Checkpoint | None:
     """
     damaged: dict[Checkpoint, str] = {}
     for saved in reversed(checkpoints(workdir)):
-        problem = saved.problem()
-        if problem is None:
-            for other, why in damaged.items():
-                aside = other.folder.with_name(f"{other.folder.name}.damaged")
-                shutil.rmtree(aside, ignore_errors=True)
-                other.folder.rename(aside)
-                print(f"warning: set aside {aside}: {why}", file=sys.stderr)
-            return saved
-        damaged[saved] = problem
+        if problem := saved.problem():
+            damaged[saved] = problem
+            continue
+        for other, why in damaged.items():
+            aside = other.folder.with_name(f"{other.folder.name}.damaged")
+            shutil.rmtree(aside, ignore_errors=True)
+            other.folder.rename(aside)
+            print(f"warning: set aside {aside}: {why}", file=sys.stderr)
+        return saved
     if damaged:
         raise UserError(
             f"every checkpoint of {workdir} is damaged ({next(iter(damaged.values()))}); nothing was changed: "

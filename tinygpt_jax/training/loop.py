@@ -20,7 +20,7 @@ from tinygpt_jax.runs.corpus_summary import write_summary
 from tinygpt_jax.runs.folder import check_folder, check_history, has_changed, sole_process
 from tinygpt_jax.tokenizer import Tokenizer
 from tinygpt_jax.training import checkpoint
-from tinygpt_jax.training.metrics import NonFiniteError, Reporter, TrainingLog, event_writer
+from tinygpt_jax.training.metrics import NonFiniteError, TrainingLog, event_writer
 from tinygpt_jax.training.parts import Parts, announce, check_memory
 from tinygpt_jax.training.saving import Saver
 from tinygpt_jax.training.step import TrainState, data_mesh, initial_state, memory_errors, put_batch, replicated
@@ -39,14 +39,7 @@ def write_samples(model: GPT, params: Any, tokenizer: Tokenizer, seed: int) -> l
     return [(story.prompt, story.prompt + story.text) for story in stories]
 
 
-def train(
-    config: Config,
-    workdir: Path,
-    *,
-    mesh: Mesh | None = None,
-    sampler: Sampler = write_samples,
-    reporter: Callable[[int, int], Reporter] = Reporter,
-) -> bool:
+def train(config: Config, workdir: Path, *, mesh: Mesh | None = None, sampler: Sampler = write_samples) -> bool:
     """Train as `config` says, or go on where the run in `workdir` stopped. Returns whether all steps are done.
 
     Ctrl-C and SIGTERM let the update under way finish, save, and return; a second Ctrl-C stops at once.
@@ -56,7 +49,6 @@ def train(
         workdir: the run's folder; made if needed.
         mesh: the devices (default: all).
         sampler: writes the stories that show at each evaluation what was learned.
-        reporter: shows how it goes; called with the steps that are done and those in all.
 
     Raises:
         UsageError: the configuration cannot work, or is not that of the run to resume.
@@ -70,8 +62,7 @@ def train(
     with sole_process(workdir), memory_errors(config.training), _stop_signals() as stop:
         saved = _matching_checkpoint(parts, workdir)
         progress = saved.progress() if saved else Progress(step=0, corpus=parts.corpus.fingerprint)
-        if progress.step <= parts.total_steps:  # a shorter run than the one that is there says nothing of it
-            _describe(parts, workdir, progress)
+        _describe(parts, workdir, saved, progress)
         if progress.step >= parts.total_steps:
             print(f"{workdir} is finished: {progress.step:,} steps are done. To go on: --steps {2 * progress.step}")
             return True
@@ -81,62 +72,51 @@ def train(
             state = initial_state(parts.model, parts.optimizer, config.training.seed, parts.mesh)
         announce(parts, state, f"resuming after step {progress.step:,} of" if saved else "training")
         saver = Saver(workdir, parts.config, parts.corpus.tokenizer)
-        with closing(TrainingLog(parts, workdir, progress, reporter)) as log, saver:
-            return _Loop(parts, state, log, saver, sampler).run(stop)
+        with closing(TrainingLog(parts, workdir, progress)) as log, saver:
+            return _update_to_the_end(parts, state, log, saver, sampler, stop)
 
 
-class _Loop:
-    """The updates of one process, from a state to the last step or to a signal."""
+def _update_to_the_end(
+    parts: Parts, state: TrainState, log: TrainingLog, saver: Saver, sampler: Sampler, stop: list[int]
+) -> bool:
+    """Update, evaluate and save, until the last step (true) or until `stop` holds a signal."""
+    training, step = parts.config.training, int(state.step)
+    try:
+        for batch in parts.batches.iterate(step):
+            state, metrics = parts.update(state, put_batch(batch, parts.mesh), step)
+            step += 1
+            log.add(step, metrics)
+            saver.check()
+            is_last = step == parts.total_steps
+            evaluates = is_last or step % training.eval_every == 0
+            saves = evaluates or stop or (training.save_every and step % training.save_every == 0)
+            if saves:
+                log.read()
+                with log.pause():
+                    if evaluates:  # not before the last save is whole: see `check_history`
+                        saver.wait()
+                    loss = _evaluate(parts, state.params, step, log, sampler) if evaluates else None
+                    saver.save(state, log.progress(step, loss))
+            if is_last or (saves and stop):
+                break
+    except NonFiniteError:
+        # Updates after the bad one changed nothing: this is the state before it.
+        saver.save(state, log.progress(int(state.step), None))
+        saver.wait()
+        raise
+    saver.wait()
+    if stop:
+        name = signal.Signals(stop[0]).name
+        log.note(f"{name}: saved at step {step:,}. The same command goes on from there.")
+    return step == parts.total_steps
 
-    def __init__(self, parts: Parts, state: TrainState, log: TrainingLog, saver: Saver, sampler: Sampler) -> None:
-        self.parts, self.state, self.step = parts, state, int(state.step)
-        self.log, self.saver, self.sampler = log, saver, sampler
 
-    def run(self, stop: list[int]) -> bool:
-        """Update, evaluate and save, until the last step (true) or until `stop` holds a signal."""
-        parts, training = self.parts, self.parts.config.training
-        try:
-            for batch in parts.batches.iterate(self.step):
-                self.state, metrics = parts.update(self.state, put_batch(batch, parts.mesh), self.step)
-                self.step += 1
-                self.log.add(self.step, metrics)
-                self.saver.check()
-                is_last = self.step == parts.total_steps
-                evaluates = is_last or self.step % training.eval_every == 0
-                saves = evaluates or stop or (training.save_every and self.step % training.save_every == 0)
-                if saves:
-                    self.log.read()
-                    with self.log.pause():
-                        self.save(self.evaluate() if evaluates else None)
-                if is_last or (saves and stop):
-                    break
-        except NonFiniteError:
-            # Updates after the bad one changed nothing: this is the state before it.
-            self.step = int(self.state.step)
-            self.save(validation_loss=None)
-            self.saver.wait()
-            raise
-        self.saver.wait()
-        if stop:
-            name = signal.Signals(stop[0]).name
-            self.log.reporter.note(f"{name}: saved at step {self.step:,}. The same command goes on from there.")
-        return self.step == parts.total_steps
-
-    def evaluate(self) -> float:
-        """Measure the fixed validation batches, write a story for each prompt, and return the loss."""
-        self.saver.wait()  # or metrics could tell of two evaluations without a checkpoint: see `check_history`
-        parts, params = self.parts, self.state.params
-        result = evaluate(parts.model, params, (put_batch(batch, parts.mesh) for batch in parts.validation))
-        self.log.evaluated(self.step, result)
-        seed = parts.config.training.seed
-        self.log.sampled(self.step, self.sampler(parts.model, params, parts.corpus.tokenizer, seed))
-        return result.loss
-
-    def save(self, validation_loss: float | None) -> None:
-        """Have a checkpoint of the present state written, behind the updates that follow."""
-        fingerprint, files = self.parts.corpus.fingerprint, self.log.files.marks()
-        progress = Progress(self.step, fingerprint, validation_loss, self.log.unlogged, files)
-        self.saver.save(self.state, progress)
+def _evaluate(parts: Parts, params: Any, step: int, log: TrainingLog, sampler: Sampler) -> float:
+    """Measure the fixed validation batches, write a story for each prompt, and return the loss."""
+    result = evaluate(parts.model, params, (put_batch(batch, parts.mesh) for batch in parts.validation))
+    log.evaluated(step, result)
+    log.sampled(step, sampler(parts.model, params, parts.corpus.tokenizer, parts.config.training.seed))
+    return result.loss
 
 
 def _matching_checkpoint(parts: Parts, workdir: Path) -> Checkpoint | None:
@@ -164,12 +144,16 @@ def _matching_checkpoint(parts: Parts, workdir: Path) -> Checkpoint | None:
     return newest
 
 
-def _describe(parts: Parts, workdir: Path, progress: Progress) -> None:
-    """Write the files that say what this run is."""
-    write_atomically(workdir / "config.json", parts.config.to_json().encode())
+def _describe(parts: Parts, workdir: Path, saved: Checkpoint | None, progress: Progress) -> None:
+    """Write the files that say what this run is; the summary, which takes a while, only where it would be another."""
+    before = saved.config() if saved else parts.config
+    # A run that is finished stays what it was, whatever is asked for now.
+    config = before if progress.step >= parts.total_steps else parts.config
+    write_atomically(workdir / "config.json", config.to_json().encode())
     mark = progress.files.get("corpus.json")
-    if mark is None or has_changed(workdir / "corpus.json", mark):
-        write_summary(workdir, parts.config, parts.corpus)
+    told, would_tell = ((x.data.source, x.training.eval_batches) for x in (before, config))  # the rest cannot change
+    if mark is None or told != would_tell or has_changed(workdir / "corpus.json", mark):
+        write_summary(workdir, config, parts.corpus)
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from tinygpt_jax.devices import peak_flops
 from tinygpt_jax.errors import UserError
 from tinygpt_jax.evaluation import Evaluation
 from tinygpt_jax.runs.checkpoint_files import Progress
-from tinygpt_jax.runs.folder import RunFiles
+from tinygpt_jax.runs.folder import add_line, cut_back, marks_of
 from tinygpt_jax.terminal import duration, harmless
 from tinygpt_jax.training.parts import Parts
 from tinygpt_jax.training.step import StepMetrics
@@ -25,63 +25,30 @@ class NonFiniteError(UserError):
     """An update had a loss or a gradient that is not finite."""
 
 
-class Reporter:
-    """Shows how training goes on standard error: a progress bar on a terminal, plain lines elsewhere."""
-
-    def __init__(self, start: int, total: int) -> None:
-        """Show updates `start` to `total`."""
-        from tqdm import tqdm
-
-        hidden = sys.stderr is None or not sys.stderr.isatty()
-        self._bar = tqdm(total=total, initial=start, unit="step", dynamic_ncols=True, disable=hidden)
-
-    def update(self, step: int, text: str, left: str) -> None:
-        """Show `text` about the updates up to `step`, and how much time is left, which a bar reckons for itself."""
-        self._bar.set_postfix_str(text, refresh=False)
-        self._bar.update(step - self._bar.n)
-        if self._bar.disable:
-            self.note(f"step {step:,}/{self._bar.total:,}: {text}, {left} left")
-
-    def note(self, text: str) -> None:
-        """Print a line of its own, above the bar where there is one."""
-        self._bar.write(text, file=sys.stderr)
-
-    def close(self) -> None:
-        """Leave the bar as it stands."""
-        self._bar.close()
-
-
 class TrainingLog:
     """What a run says of itself, in its files, in TensorBoard and before the user's eyes.
 
     Each update's metrics are collected while they are still on the device, and a line tells of every `log_every` steps.
+    The user sees a progress bar on a terminal, plain lines elsewhere, both on standard error.
     """
 
     def __init__(
-        self,
-        parts: Parts,
-        workdir: Path,
-        progress: Progress,
-        reporter: Callable[[int, int], Reporter] = Reporter,
-        clock: Callable[[], float] = time.monotonic,
+        self, parts: Parts, workdir: Path, progress: Progress, clock: Callable[[], float] = time.monotonic
     ) -> None:
         """Go on after `progress`, with those of its updates that no line tells of yet."""
-        self._parts, self._start, self._timed = parts, progress.step, progress.step
+        from tqdm import tqdm
+
+        cut_back(workdir, progress.files)
+        self._parts, self._workdir, self._start, self._timed = parts, workdir, progress.step, progress.step
         self._waiting: list[tuple[int, StepMetrics]] = []
-        self._read = list(progress.unlogged)
-        self._last_loss = self._read[-1][0] if self._read else None
-        self.files = RunFiles(workdir, progress.files)
-        self.reporter = reporter(progress.step, parts.total_steps)
+        self._unlogged = list(progress.unlogged)  # (loss, gradient norm) of the updates read since the last line
+        self._last_loss = self._unlogged[-1][0] if self._unlogged else None
+        self._bar = tqdm(total=parts.total_steps, initial=progress.step, unit="step", dynamic_ncols=True, disable=None)
         self._clock, self._since, self._peak = clock, clock(), peak_flops()
         self._board = None
         if parts.config.training.tensorboard:
             # An earlier process may have got further than its last checkpoint: steps that come again are shown once.
             self._board = event_writer()(str(workdir / "tensorboard"), purge_step=progress.step + 1)
-
-    @property
-    def unlogged(self) -> tuple[tuple[float, float], ...]:
-        """(loss, gradient norm) of the updates read since the last line."""
-        return tuple(self._read)
 
     def add(self, step: int, metrics: StepMetrics) -> None:
         """Take update number `step` (from 1). Lines are written for updates before it, which the device has done
@@ -101,7 +68,7 @@ class TrainingLog:
             loss, norm = float(metrics.loss), float(metrics.gradient_norm)
             if not metrics.applied:
                 raise NonFiniteError(self._what_to_try(step, loss, norm))
-            self._read.append((loss, norm))
+            self._unlogged.append((loss, norm))
             self._last_loss = loss
             if self._ends_line(step):
                 self._write_line(step)
@@ -111,13 +78,17 @@ class TrainingLog:
         perplexity, accuracy = result.perplexity, result.token_accuracy
         line = {"step": step, "validation_loss": result.loss, "validation_perplexity": perplexity}
         self._write(line | {"validation_accuracy": accuracy})
-        self.reporter.note(f"step {step:,}: validation loss {result.loss:.4f}, perplexity {perplexity:,.2f}")
+        self.note(f"step {step:,}: validation loss {result.loss:.4f}, perplexity {perplexity:,.2f}")
 
     def sampled(self, step: int, stories: Sequence[tuple[str, str]]) -> None:
         """Write what the model told after update `step`, by prompt, and show the first."""
         for prompt, text in stories:
-            self.files.write("samples.jsonl", {"step": step, "prompt": prompt, "text": text})
-        self.reporter.note(f"    {harmless(' '.join(stories[0][1].split()))}")
+            add_line(self._workdir / "samples.jsonl", {"step": step, "prompt": prompt, "text": text})
+        self.note(f"    {harmless(' '.join(stories[0][1].split()))}")
+
+    def note(self, text: str) -> None:
+        """Print a line of its own, above the bar where there is one."""
+        self._bar.write(text, file=sys.stderr)
 
     @contextmanager
     def pause(self) -> Iterator[None]:
@@ -126,19 +97,23 @@ class TrainingLog:
         yield
         self._since += self._clock() - began
 
+    def progress(self, step: int, validation_loss: float | None) -> Progress:
+        """What a checkpoint of the state after update `step` keeps of it all, so that another log can go on."""
+        fingerprint, files = self._parts.corpus.fingerprint, marks_of(self._workdir)
+        return Progress(step, fingerprint, validation_loss, tuple(self._unlogged), files)
+
     def close(self) -> None:
-        """Close the files, and leave the progress bar."""
+        """Close TensorBoard's file, and leave the progress bar as it stands."""
         if self._board is not None:
             self._board.close()
-        self.reporter.close()
-        self.files.close()
+        self._bar.close()
 
     def _ends_line(self, step: int) -> bool:
         return step in (1, self._parts.total_steps) or step % self._parts.config.training.log_every == 0
 
     def _write_line(self, step: int) -> None:
         parts, model = self._parts, self._parts.config.model
-        losses = [loss for loss, _ in self._read]
+        losses = [loss for loss, _ in self._unlogged]
         tokens_per_step = parts.config.training.batch_size * model.context_length
         line = {
             "step": step,
@@ -146,9 +121,9 @@ class TrainingLog:
             "tokens": step * tokens_per_step,
             "loss": math.fsum(losses) / len(losses),
             "learning_rate": float(parts.learning_rate(step - 1)),
-            "gradient_norm": self._read[-1][1],
+            "gradient_norm": self._unlogged[-1][1],
         }
-        self._read.clear()
+        self._unlogged.clear()
         self._write(line)
         now = self._clock()
         steps, seconds = step - self._timed, max(now - self._since, 1e-9)
@@ -159,13 +134,17 @@ class TrainingLog:
         if self._peak:
             timing["share_of_peak"] = speed * flops_per_token(model) / self._peak
             text += f", {timing['share_of_peak']:.0%} of peak"
-        self.files.write("timings.jsonl", timing)
-        # The first update was compiled: its time says nothing of those to come.
-        left = duration((parts.total_steps - step) * seconds / steps) if step > self._start + 1 else "unknown time"
-        self.reporter.update(step, text, left)
+        add_line(self._workdir / "timings.jsonl", timing)
+        if not self._bar.disable:  # which reckons for itself how much time is left
+            self._bar.set_postfix_str(text, refresh=False)
+            self._bar.update(step - self._bar.n)
+        else:
+            # The first update was compiled: its time says nothing of those to come.
+            left = duration((parts.total_steps - step) * seconds / steps) if step > self._start + 1 else "unknown time"
+            self.note(f"step {step:,}/{parts.total_steps:,}: {text}, {left} left")
 
     def _write(self, line: dict[str, Any]) -> None:
-        self.files.write("metrics.jsonl", line)
+        add_line(self._workdir / "metrics.jsonl", line)
         if self._board is not None:
             for name, value in line.items():
                 self._board.add_scalar(name, value, line["step"])

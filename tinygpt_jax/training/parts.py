@@ -72,11 +72,10 @@ def announce(parts: Parts, state: TrainState, doing: str) -> None:
         f"{steps:,} steps of {config.training.batch_size} x {config.model.context_length} tokens, "
         f"{epochs:,.{1 if epochs >= 1 else 2}f} epochs"
     )
-    warmup, rate, doubts = config.optimizer.warmup_steps, config.optimizer.learning_rate, []
+    warmup, rate = config.optimizer.warmup_steps, config.optimizer.learning_rate
     if warmup > steps:
-        doubts += [f"warmup_steps {warmup} is more than the {steps:,} steps: learning_rate {rate:g} is never reached"]
+        doubt = f"warmup_steps {warmup} is more than the {steps:,} steps: learning_rate {rate:g} is never reached"
+        print(f"warning: {doubt}", file=sys.stderr)
     if epochs > _MANY_EPOCHS:
         advice = f"give more stories, or --steps {int(_MANY_EPOCHS * per_epoch)} or fewer"
-        doubts += [f"each story is seen {epochs:,.0f} times and will be known by heart: {advice}"]
-    for doubt in doubts:
-        print(f"warning: {doubt}", file=sys.stderr, flush=True)
+        print(f"warning: each story is seen {epochs:,.0f} times and will be known by heart: {advice}", file=sys.stderr)
