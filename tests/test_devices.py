@@ -164,7 +164,7 @@ from experiments.measuring.peers.turns import random_batch
 from tinygpt_jax.config import Config, ModelConfig, TrainingConfig
 model = ModelConfig(vocab_size=64, context_length=16, n_layers=1, n_heads=2, d_model=16, d_ff=32)
 config = Config(model=model, training=TrainingConfig(batch_size=4))
-Trainer(config).train([random_batch(config, 0)])
+Trainer(config).update(*random_batch(config, 0)).block_until_ready()
 print(events.count("cache_misses"), events.count("cache_hits"))
 """
 
