@@ -102,11 +102,11 @@ def test_nothing_is_sent(original, tmp_path, monkeypatch):
     assert calls == []
 
 
-def test_the_hubs_library_sends_no_telemetry():
+def test_the_hubs_library_sends_no_telemetry(tmp_path):
     """It reads the variable when it is imported, so it has to be set before."""
     code = (
         "import contextlib; from tinygpt_jax.data import hub\n"
-        "with contextlib.suppress(hub.UnfinishedError): hub.load('.')\n"
+        f"with contextlib.suppress(hub.UnfinishedError): hub.load({str(tmp_path)!r})\n"
         "import huggingface_hub.constants; print(huggingface_hub.constants.HF_HUB_DISABLE_TELEMETRY)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
