@@ -104,9 +104,11 @@ def place(workdir: Path) -> str:
 
 def check_end(code: int, errors: str, how: str, where: str) -> None:
     """Raise UserError if a process ended in another way than what was done to it explains."""
-    # SIGTERM kills before the command has taken it over.
-    explained = {"SIGKILL": -signal.SIGKILL, "SIGINT": 130, "SIGTERM": -signal.SIGTERM, FULL_DISK: 1}
-    allowed = {0} | {number for name, number in explained.items() if name in how}
+    # A signal kills before the command has taken it over, and once Python ends after it.
+    explained = {name: {-signal.Signals[name]} for name in ("SIGKILL", "SIGTERM", "SIGINT")}
+    explained["SIGINT"].add(130)
+    explained[FULL_DISK] = {1}
+    allowed = {0}.union(*(codes for name, codes in explained.items() if name in how))
     # Python itself answers Ctrl-C while the command is still being imported, with a traceback.
     interrupted = "SIGINT" in how and code in (1, -signal.SIGINT) and "KeyboardInterrupt" in errors
     one_line = code != 1 or sum(line.startswith("error: ") for line in errors.splitlines()) == 1
