@@ -171,6 +171,13 @@ def test_attention_under_any_mask(mask_shape, draw):
     np.testing.assert_array_equal(actual[:, :, 1], 0)
 
 
+def test_attention_takes_a_mask_or_is_causal(draw):
+    """Guards against a mask, of padding for example, that is dropped without a word."""
+    x = jnp.asarray(draw(1, 2, 3, 4))
+    with pytest.raises(ValueError, match="give one of the two"):
+        F.attention(x, x, x, jnp.ones((3, 3), bool), causal=True)
+
+
 def test_attention_gradient_of_an_empty_row_is_zero(draw):
     """A row that looks nowhere must not send NaN into the weights."""
     query, key, value = (jnp.asarray(draw(1, 1, 3, 4)) for _ in range(3))

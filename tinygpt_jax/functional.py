@@ -4,7 +4,8 @@ Letters in shapes: b batch, t time (positions), q queries, k keys, h heads, d fe
 e features of one head, f features of the feed-forward hidden layer, v vocabulary.
 
 Dtypes, for every function: activations keep the dtype they come in (`x.dtype`, float32 or bfloat16); weights are
-cast to it where they meet an activation; statistics, softmax and losses are computed in float32.
+cast to it where they meet an activation; statistics, softmax and losses are computed in float32. `_spread(b, y)` is the
+vector b in the dtype and with the rank of y, because nothing here is broadcast in silence.
 """
 
 from typing import Literal
@@ -102,10 +103,15 @@ def attention(
         mask: of the same rank as the scores `[*heads, q, k]`, or of rank 2; True where a query may look. Without
             one it may look everywhere. A query that may look nowhere gets zeros.
         causal: `causal_mask` takes the place of the mask.
+
+    Raises:
+        ValueError: there is a mask, and causal.
     """
     scale = query.shape[-1] ** -0.5
     scores = jnp.einsum("...qe,...ke->...qk", query, key, preferred_element_type=jnp.float32) * scale
     if causal:
+        if mask is not None:
+            raise ValueError("causal=True takes the place of the mask: give one of the two")
         mask = causal_mask(query.shape[-2], key.shape[-2])
     if mask is not None:
         mask = mask.reshape((1,) * (scores.ndim - mask.ndim) + mask.shape)
@@ -173,5 +179,4 @@ def token_losses(logits: Float[Array, "*batch v"], targets: Int[Array, "*batch"]
 
 
 def _spread(vector, like):
-    """A `[d]` vector in the dtype and rank of `like`, so that no addition broadcasts silently."""
     return vector.astype(like.dtype).reshape((1,) * (like.ndim - 1) + vector.shape)

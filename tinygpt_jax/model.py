@@ -1,7 +1,8 @@
 """The GPT as Flax modules: they own the parameters and call pure functions. The mathematics is not here.
 
 The functions are those of `functional`, the plain formulas, unless a module is given others of the same names:
-`fused`, which are arranged for a machine and have no forward-mode derivative (`jax.jvp`, `jax.hessian`).
+`fused`, which are arranged for a machine and have no forward-mode derivative (`jax.jvp`, `jax.hessian`). In the
+methods, `F` is that module.
 
 Initialisation: weight matrices are normal with variance 1 / inputs, so that what comes out is as large as what goes in
 at any width (LeCun et al. 1998, 4.6); the two that write to the residual stream of a block are divided by
@@ -64,7 +65,7 @@ class GPT(nn.Module):
         dropout_key: Key[Array, ""] | None = None,
         **arrangement: int,
     ) -> Float[Array, ""]:
-        """Mean cross-entropy in nats, by `head_cross_entropy`; of `fused`, it takes further settings by name."""
+        """Mean cross-entropy in nats. `arrangement` is for `fused.head_cross_entropy`: `chunks`, `vocab_multiple`."""
         hidden = self.hidden(tokens, dropout_key)
         return self.arithmetic.head_cross_entropy(hidden, self._head(), targets, mask, **arrangement)
 
@@ -101,7 +102,7 @@ class GPT(nn.Module):
         mask = (key_columns <= columns[:, :, None]) & (key_columns >= start[:, None, None])
         layers = []
         for block, layer in zip(self.blocks, cache, strict=True):
-            x, layer = block(x, None, layer, column, mask[:, None])
+            x, layer = block(x, cache=layer, column=column, mask=mask[:, None])
             layers.append(layer)
         x = x[:, -1:]
         if self.config.norm == "pre":

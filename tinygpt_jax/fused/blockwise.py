@@ -20,7 +20,7 @@ def attention(
 ) -> Float[Array, "*heads q e"]:
     """`functional.attention`, in blocks where a sequence looks at itself causally over a long context."""
     length = query.shape[-2]
-    if causal and length >= LONG_CONTEXT and length == key.shape[-2]:
+    if causal and mask is None and length >= LONG_CONTEXT and length == key.shape[-2]:
         return blockwise_attention(query, key, value)  # pyright: ignore[reportReturnType]
     return F.attention(query, key, value, mask, causal)
 
