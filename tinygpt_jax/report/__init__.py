@@ -1,3 +1,3 @@
-"""A run as pictures and as one page."""
+"""A run as pictures (`plots`) and as one page (`page`), drawn from what its folder holds."""
 
 from tinygpt_jax.report.page import write_report as write_report
