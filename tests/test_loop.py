@@ -17,8 +17,10 @@ from experiments import cli, presets
 from experiments.measuring.breaking import victim
 from experiments.measuring.breaking.outcome import compare, outcome
 from experiments.train import main, parse
+from tinygpt_jax.config import Config
 from tinygpt_jax.errors import UserError
 from tinygpt_jax.runs.checkpoint_files import checkpoints
+from tinygpt_jax.runs.folder import check_is_ours
 from tinygpt_jax.training.checkpoint import open_run
 from tinygpt_jax.training.loop import train
 from tinygpt_jax.training.parts import announce
@@ -323,6 +325,19 @@ def test_a_workdir_that_is_a_file(tmp_path, refused):
         code, error = refused(workdir, *TINY)
         assert code == 1 and "is a file; choose another folder" in error
     assert (tmp_path / "file").read_text() == "mine"
+
+
+@pytest.mark.parametrize("name", ["config.json", "samples.jsonl", "report.html", "plots/mine.png"])
+def test_somebody_elses_files_are_not_written_over(tmp_path, refused, name):
+    """Those of another program that have the same names."""
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text('{"mine": 1}')
+    code, error = refused(tmp_path, *TINY)
+    first = name.partition("/")[0]
+    assert code == 1 and f"holds {first} and no run of ours" in error and "choose another --workdir" in error
+    assert [path.name for path in tmp_path.iterdir()] == [first] and (tmp_path / name).read_text() == '{"mine": 1}'
+    (tmp_path / "config.json").write_text(Config().to_json())
+    check_is_ours(tmp_path)  # a run that was killed before its first checkpoint starts again
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")

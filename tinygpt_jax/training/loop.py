@@ -15,9 +15,9 @@ from tinygpt_jax.evaluation import evaluate
 from tinygpt_jax.files import write_atomically
 from tinygpt_jax.generation import Sampling, generate
 from tinygpt_jax.model import GPT
-from tinygpt_jax.runs.checkpoint_files import Checkpoint, Progress
+from tinygpt_jax.runs.checkpoint_files import Checkpoint, Progress, checkpoints
 from tinygpt_jax.runs.corpus_summary import write_summary
-from tinygpt_jax.runs.folder import check_folder, check_history, has_changed, sole_process
+from tinygpt_jax.runs.folder import check_folder, check_history, check_is_ours, has_changed, sole_process
 from tinygpt_jax.tokenizer import Tokenizer
 from tinygpt_jax.training import checkpoint
 from tinygpt_jax.training.metrics import NonFiniteError, TrainingLog, event_writer
@@ -55,6 +55,8 @@ def train(config: Config, workdir: Path, *, mesh: Mesh | None = None, sampler: S
         UserError: the data, the folder or the device is at fault, its memory is full, or the loss is not finite.
     """
     check_folder(workdir)
+    if not checkpoints(workdir):
+        check_is_ours(workdir)
     check_memory(config)
     if config.training.tensorboard:
         event_writer()  # missing, it is missed before stories are prepared for hours
