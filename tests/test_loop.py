@@ -154,6 +154,25 @@ def test_an_interrupted_run_ends_as_one_that_was_not(whole_run, tmp_path):
     compare("the interrupted run", outcome(workdir), outcome(whole_run[0]))
 
 
+@pytest.mark.parametrize("how", ["hangup", "lost reader", "nohup"])
+def test_a_hangup_or_a_lost_reader_saves_and_ends(tmp_path, how):
+    """`ssh` closed, or `| head`: nothing was saved. Under nohup a run outlives its terminal."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN if how == "nohup" else signal.SIG_DFL)  # which is inherited
+    process = start(tmp_path, *TINY, "--steps", "100000", "--eval-every", "100000", "--log-every", "50")
+    signal.signal(signal.SIGHUP, before)
+    victim.wait_for(process, tmp_path, "update", random.Random(0))
+    if how == "lost reader":
+        process.stderr.close()
+    else:
+        process.send_signal(signal.SIGHUP)
+    if how == "nohup":
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(0.5)
+        process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == 0
+    assert len(checkpoints(tmp_path)) == 1
+
+
 @pytest.fixture
 def boards(monkeypatch):
     """TensorBoard's writers that were made."""

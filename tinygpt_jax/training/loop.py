@@ -42,7 +42,8 @@ def write_samples(model: GPT, params: Any, tokenizer: Tokenizer, seed: int) -> l
 def train(config: Config, workdir: Path, *, mesh: Mesh | None = None, sampler: Sampler = write_samples) -> bool:
     """Train as `config` says, or go on where the run in `workdir` stopped. Returns whether all steps are done.
 
-    Ctrl-C and SIGTERM let the update under way finish, save, and return; a second Ctrl-C stops at once.
+    Ctrl-C, SIGTERM, SIGHUP and a lost reader of the output let the update under way finish, save, and return; a second
+    Ctrl-C stops at once.
 
     Args:
         config: all settings; the model's `vocab_size` becomes that of the stories' tokenizer.
@@ -160,14 +161,20 @@ def _describe(parts: Parts, workdir: Path, saved: Checkpoint | None, progress: P
 
 @contextmanager
 def _stop_signals() -> Iterator[list[int]]:
-    """Collect SIGINT and SIGTERM in a list in place of dying; a second SIGINT is the usual KeyboardInterrupt."""
+    """Collect signals in a list in place of dying; a Ctrl-C after the first one is the usual KeyboardInterrupt.
+
+    SIGPIPE is among them: it comes with the first line that nobody reads any more.
+    """
     received: list[int] = []
 
     def remember(number, frame):
         received.append(number)
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
-    previous = {number: signal.signal(number, remember) for number in (signal.SIGINT, signal.SIGTERM)}
+    numbers = [signal.SIGINT, signal.SIGTERM, signal.SIGPIPE]
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # else nohup, under which a run is to outlive its terminal
+        numbers.append(signal.SIGHUP)
+    previous = {number: signal.signal(number, remember) for number in numbers}
     try:
         yield received
     finally:
