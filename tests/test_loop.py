@@ -99,12 +99,16 @@ def test_a_finished_run_says_so_and_stays_as_it_is(whole_run, capsys):
     assert before == {name: (workdir / name).read_bytes() for name in before}
 
 
-def test_a_finished_run_draws_the_report_that_is_missing(whole_run, tmp_path):
+def test_a_finished_run_draws_the_report_that_is_missing(whole_run, tmp_path, capsys):
     """A process killed after the last checkpoint, whose run never gets its page."""
     workdir = shutil.copytree(whole_run[0], tmp_path / "run")
     (workdir / "report.html").unlink()
+    config = (workdir / "config.json").read_bytes()
+    (workdir / "config.json").write_bytes(config[:-9])
     main(["--workdir", str(workdir), *TINY])
     assert (workdir / "report.html").stat().st_size > 10_000
+    # and a damaged configuration is named
+    assert (workdir / "config.json").read_bytes() == config and "config.json is damaged" in capsys.readouterr().err
 
 
 def test_a_run_without_its_checkpoints_is_not_written_over(whole_run, tmp_path, refused):
@@ -124,7 +128,7 @@ def test_resuming_on_other_stories_is_refused(whole_run, tmp_path, refused):
     main(["--workdir", str(tmp_path / "run"), *flags])
     source.write_text("\n\n".join(f"Once there were {i} blue balls. The end." for i in range(100)))
     code, error = refused(tmp_path / "run", *flags)
-    assert code == 2 and f"the stories of {source} are not those it was trained on, {source}" in error
+    assert code == 2 and f"{source} has changed since the run" in error and "vocab_size" not in error
 
 
 def test_resuming_on_stories_of_another_vocabulary_is_refused_for_the_stories(whole_run, refused, tmp_path):
@@ -134,7 +138,7 @@ def test_resuming_on_stories_of_another_vocabulary_is_refused_for_the_stories(wh
     source.write_text("\n\n".join(f"Once there were {i} red balls. The end." for i in range(100)))
     code, error = refused(tmp_path / "run", "--data", str(source))
     assert code == 2 and f"the stories of {source} are not those it was trained on, builtin" in error
-    assert "vocab_size" in error and "--vocab-size" not in error
+    assert "vocab_size" not in error and "--vocab-size" not in error
 
 
 def test_an_interrupted_run_ends_as_one_that_was_not(whole_run, tmp_path):
@@ -251,7 +255,8 @@ def test_the_first_lines_name_the_epochs_and_what_is_probably_not_wanted(capsys,
 
 def test_resuming_with_other_settings_names_them(whole_run, refused):
     workdir, _ = whole_run
-    code, error = refused(workdir, *TINY, "--d-model", "64", "--learning-rate", "0.5")
+    # Before the stories are looked for.
+    code, error = refused(workdir, *TINY, "--d-model", "64", "--learning-rate", "0.5", "--data", "nowhere.txt")
     assert code == 2
     assert "model.d_model: 64 here, 32 there" in error
     assert "optimizer.learning_rate: 0.5 here, 0.003 there" in error
@@ -260,8 +265,7 @@ def test_resuming_with_other_settings_names_them(whole_run, refused):
 def test_a_run_can_be_made_longer_or_moved(whole_run, tmp_path, capsys):
     """Length and cadence are free to change, and without --preset a run keeps its own configuration."""
     workdir, _ = whole_run
-    moved = tmp_path / "with spaces and ü"
-    shutil.copytree(workdir, moved)
+    moved = shutil.copytree(workdir, tmp_path / "with spaces and ü")
     main(["--workdir", str(moved), *"--steps 12 --eval-every 6 --save-every 11 --eval-batches 1".split()])
     assert "going on with the run in" in capsys.readouterr().out
     assert [saved.step for saved in checkpoints(moved)][-2:] == [11, 12]
