@@ -286,8 +286,9 @@ def test_a_run_can_be_made_longer_or_moved(whole_run, tmp_path, capsys):
 )
 def test_of_steps_and_epochs_the_last_one_given_counts(flags, steps, epochs):
     """Epochs that are asked for, and steps of the preset that are done without a word."""
-    training = parse(["--preset", "quickstart", *flags.split()])[0].config.training
-    assert (training.steps, training.epochs) == (steps, epochs)
+    arguments, why = parse(["--preset", "quickstart", *flags.split()])
+    assert (arguments.config.training.steps, arguments.config.training.epochs) == (steps, epochs)
+    assert why.endswith("with your changes" if flags else "on the built-in stories, for any CPU, in minutes")
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, refused):
