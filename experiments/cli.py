@@ -84,4 +84,7 @@ def _one_line(box: str) -> str:
     text = "\n".join(line.strip("│╭╮╰╯ ") for line in box.splitlines()[1:])  # without the title
     message, *advice = re.split(r"\n[─-]+(?:\n|$)", text.lstrip("-\n"))  # in ASCII, a rule follows the title
     suggested = re.match(r"Perhaps you meant:\n(--\S+)", "\n".join(advice))
-    return " ".join(message.split()) + (f"; perhaps {suggested[1]}?" if suggested else "") + " (--help lists the flags)"
+    # Python's words for a number, and where None would do too, tyro's about each type that was tried.
+    message = " ".join(message.split()).replace("could not convert string to float", "not a number")
+    message = re.sub(r"(no type .*: )?invalid literal for int\(\) .*?: ", "not a whole number: ", message)
+    return message + (f"; perhaps {suggested[1]}?" if suggested else "") + " (--help lists the flags)"

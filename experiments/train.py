@@ -60,13 +60,15 @@ def parse(argv: Sequence[str] | None = None) -> tuple[Arguments, str]:
     argv = sys.argv[1:] if argv is None else argv
     start = cli.parse(Start, argv, others=True)
     use_device(start.device, start.deterministic)
-    config, why = _starting_point(start)
-    flags = replace(config, model=ModelFlags(**vars(config.model)))
+    origin, why = _starting_point(start)
+    flags = replace(origin, model=ModelFlags(**vars(origin.model)))
     arguments = cli.parse(Arguments, argv, default=Arguments(**vars(start), config=flags))
     config = replace(arguments.config, model=ModelConfig(**vars(arguments.config.model)))
     lengths = [name for word in argv if (name := word.partition("=")[0]) in ("--steps", "--epochs")]
     if lengths[-1:] == ["--epochs"]:  # or the steps of the preset, or of the run so far, would override them
         config = replace(config, training=replace(config.training, steps=None))
+    if start.preset and config != origin:  # what is said of the preset may be true no more
+        why = f"starting from preset {start.preset}, with your changes"
     return replace(arguments, config=config), why
 
 

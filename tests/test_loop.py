@@ -17,8 +17,10 @@ from experiments import cli, presets
 from experiments.measuring.breaking import victim
 from experiments.measuring.breaking.outcome import compare, outcome
 from experiments.train import main, parse
+from tinygpt_jax.config import Config
 from tinygpt_jax.errors import UserError
 from tinygpt_jax.runs.checkpoint_files import checkpoints
+from tinygpt_jax.runs.folder import check_is_ours
 from tinygpt_jax.training.checkpoint import open_run
 from tinygpt_jax.training.loop import train
 from tinygpt_jax.training.parts import announce
@@ -97,12 +99,16 @@ def test_a_finished_run_says_so_and_stays_as_it_is(whole_run, capsys):
     assert before == {name: (workdir / name).read_bytes() for name in before}
 
 
-def test_a_finished_run_draws_the_report_that_is_missing(whole_run, tmp_path):
+def test_a_finished_run_draws_the_report_that_is_missing(whole_run, tmp_path, capsys):
     """A process killed after the last checkpoint, whose run never gets its page."""
     workdir = shutil.copytree(whole_run[0], tmp_path / "run")
     (workdir / "report.html").unlink()
+    config = (workdir / "config.json").read_bytes()
+    (workdir / "config.json").write_bytes(config[:-9])
     main(["--workdir", str(workdir), *TINY])
     assert (workdir / "report.html").stat().st_size > 10_000
+    # and a damaged configuration is named
+    assert (workdir / "config.json").read_bytes() == config and "config.json is damaged" in capsys.readouterr().err
 
 
 def test_a_run_without_its_checkpoints_is_not_written_over(whole_run, tmp_path, refused):
@@ -122,7 +128,7 @@ def test_resuming_on_other_stories_is_refused(whole_run, tmp_path, refused):
     main(["--workdir", str(tmp_path / "run"), *flags])
     source.write_text("\n\n".join(f"Once there were {i} blue balls. The end." for i in range(100)))
     code, error = refused(tmp_path / "run", *flags)
-    assert code == 2 and f"the stories of {source} are not those it was trained on, {source}" in error
+    assert code == 2 and f"{source} has changed since the run" in error and "vocab_size" not in error
 
 
 def test_resuming_on_stories_of_another_vocabulary_is_refused_for_the_stories(whole_run, refused, tmp_path):
@@ -132,7 +138,7 @@ def test_resuming_on_stories_of_another_vocabulary_is_refused_for_the_stories(wh
     source.write_text("\n\n".join(f"Once there were {i} red balls. The end." for i in range(100)))
     code, error = refused(tmp_path / "run", "--data", str(source))
     assert code == 2 and f"the stories of {source} are not those it was trained on, builtin" in error
-    assert "vocab_size" in error and "--vocab-size" not in error
+    assert "vocab_size" not in error and "--vocab-size" not in error
 
 
 def test_an_interrupted_run_ends_as_one_that_was_not(whole_run, tmp_path):
@@ -150,6 +156,25 @@ def test_an_interrupted_run_ends_as_one_that_was_not(whole_run, tmp_path):
     code, errors = victim.wait(start(name, *TINY, **elsewhere))
     assert code == 0, errors
     compare("the interrupted run", outcome(workdir), outcome(whole_run[0]))
+
+
+@pytest.mark.parametrize("how", ["hangup", "lost reader", "nohup"])
+def test_a_hangup_or_a_lost_reader_saves_and_ends(tmp_path, how):
+    """`ssh` closed, or `| head`: nothing was saved. Under nohup a run outlives its terminal."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN if how == "nohup" else signal.SIG_DFL)  # which is inherited
+    process = start(tmp_path, *TINY, "--steps", "100000", "--eval-every", "100000", "--log-every", "50")
+    signal.signal(signal.SIGHUP, before)
+    victim.wait_for(process, tmp_path, "update", random.Random(0))
+    if how == "lost reader":
+        process.stderr.close()
+    else:
+        process.send_signal(signal.SIGHUP)
+    if how == "nohup":
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(0.5)
+        process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == 0
+    assert len(checkpoints(tmp_path)) == 1
 
 
 @pytest.fixture
@@ -230,7 +255,8 @@ def test_the_first_lines_name_the_epochs_and_what_is_probably_not_wanted(capsys,
 
 def test_resuming_with_other_settings_names_them(whole_run, refused):
     workdir, _ = whole_run
-    code, error = refused(workdir, *TINY, "--d-model", "64", "--learning-rate", "0.5")
+    # Before the stories are looked for.
+    code, error = refused(workdir, *TINY, "--d-model", "64", "--learning-rate", "0.5", "--data", "nowhere.txt")
     assert code == 2
     assert "model.d_model: 64 here, 32 there" in error
     assert "optimizer.learning_rate: 0.5 here, 0.003 there" in error
@@ -239,8 +265,7 @@ def test_resuming_with_other_settings_names_them(whole_run, refused):
 def test_a_run_can_be_made_longer_or_moved(whole_run, tmp_path, capsys):
     """Length and cadence are free to change, and without --preset a run keeps its own configuration."""
     workdir, _ = whole_run
-    moved = tmp_path / "with spaces and ü"
-    shutil.copytree(workdir, moved)
+    moved = shutil.copytree(workdir, tmp_path / "with spaces and ü")
     main(["--workdir", str(moved), *"--steps 12 --eval-every 6 --save-every 11 --eval-batches 1".split()])
     assert "going on with the run in" in capsys.readouterr().out
     assert [saved.step for saved in checkpoints(moved)][-2:] == [11, 12]
@@ -261,8 +286,9 @@ def test_a_run_can_be_made_longer_or_moved(whole_run, tmp_path, capsys):
 )
 def test_of_steps_and_epochs_the_last_one_given_counts(flags, steps, epochs):
     """Epochs that are asked for, and steps of the preset that are done without a word."""
-    training = parse(["--preset", "quickstart", *flags.split()])[0].config.training
-    assert (training.steps, training.epochs) == (steps, epochs)
+    arguments, why = parse(["--preset", "quickstart", *flags.split()])
+    assert (arguments.config.training.steps, arguments.config.training.epochs) == (steps, epochs)
+    assert why.endswith("with your changes" if flags else "on the built-in stories, for any CPU, in minutes")
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path, refused):
@@ -293,7 +319,9 @@ def test_a_second_process_in_the_same_folder_is_refused(tmp_path, refused):
         (["--context-length", "0"], 2, "context_length 0: must be at least 1"),
         (["--preset", "huge"], 2, "unknown preset 'huge'; there are: quickstart, laptop, tinystories"),
         (["--d-modle", "3"], 2, "Unrecognized options: --d-modle, 3; perhaps --d-model?"),
-        (["--n-layers", "many"], 2, "--n-layers"),
+        (["--n-layers", "many"], 2, "Error parsing --n-layers: not a whole number: 'many' (--help"),
+        (["--steps", "1e3"], 2, "Error parsing --steps: not a whole number: '1e3' (--help"),
+        (["--dropout", "x"], 2, "Error parsing --dropout: not a number: 'x' (--help"),
         (["--data", "nowhere.txt"], 2, "nowhere.txt"),
         (["--vocab-size", "77"], 2, "Unrecognized options: --vocab-size, 77"),
         (["--epochs", "1e300"], 2, "epochs 1e+300: must be at least 1e-06 and at most 99999999"),
@@ -323,6 +351,19 @@ def test_a_workdir_that_is_a_file(tmp_path, refused):
         code, error = refused(workdir, *TINY)
         assert code == 1 and "is a file; choose another folder" in error
     assert (tmp_path / "file").read_text() == "mine"
+
+
+@pytest.mark.parametrize("name", ["config.json", "samples.jsonl", "report.html", "plots/mine.png"])
+def test_somebody_elses_files_are_not_written_over(tmp_path, refused, name):
+    """Those of another program that have the same names."""
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text('{"mine": 1}')
+    code, error = refused(tmp_path, *TINY)
+    first = name.partition("/")[0]
+    assert code == 1 and f"holds {first} and no run of ours" in error and "choose another --workdir" in error
+    assert [path.name for path in tmp_path.iterdir()] == [first] and (tmp_path / name).read_text() == '{"mine": 1}'
+    (tmp_path / "config.json").write_text(Config().to_json())
+    check_is_ours(tmp_path)  # a run that was killed before its first checkpoint starts again
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")

@@ -39,11 +39,14 @@ class Settings:
         for name, hint in get_type_hints(type(self)).items():
             value = getattr(self, name)
             _check_type(name, hint, value)
+            huge = type(value) is int and abs(value) >= 2**53  # beyond what a float counts, and long to print
+            shown = f"of {len(str(abs(value)))} digits" if huge else value
             for limits in _ranges(annotated[name]):
                 default = getattr(type(self), name)
                 advice = "" if default is None else f"; the default is {default}"
                 fits = value is None or limits.least <= value <= limits.largest
-                require(fits, name, value, f"must be {limits}{advice}")
+                require(fits, name, shown, f"must be {limits}{advice}")
+            require(not huge, name, shown, "must be below 2^53")
 
 
 @dataclass(frozen=True)
@@ -121,9 +124,9 @@ class OptimizerConfig(Settings):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        most = 1 / self.learning_rate
-        why = "or an update would take more than all of a weight away: learning_rate x weight_decay of it"
-        require(self.weight_decay <= most, "weight_decay", self.weight_decay, f"must be at most {most:.10g}, {why}")
+        rate, decay = self.learning_rate, self.weight_decay
+        advice = "must be at most 1, or an update would take more than all of a weight away; give less --learning-rate"
+        require(rate * decay <= 1, "learning_rate", f"{rate} x weight_decay {decay}", f"{advice}, or --weight-decay")
 
 
 @dataclass(frozen=True)
@@ -131,7 +134,7 @@ class TrainingConfig(Settings):
     """How long, how often, and on what."""
 
     epochs: Annotated[float, Range(1e-6, MOST_STEPS)] = 5.0  # passes over the training stories, when steps is not given
-    steps: Annotated[int, Range(1, MOST_STEPS)] | None = None  # number of updates; overrides epochs
+    steps: Annotated[int, Range(1, MOST_STEPS)] | None = None  # number of updates, in place of epochs
     batch_size: Count = 32  # rows per update, over all devices and micro-batches
     gradient_accumulation: Count = 1  # split each batch into this many pieces to save memory
     seed: Annotated[int, Range(0, 2**31 - 1)] = 0  # initial weights, order of stories, dropout and samples
@@ -151,9 +154,9 @@ class TrainingConfig(Settings):
 
 # What may differ between a checkpoint and the run that continues it: it changes no update's result. (A longer run
 # with a cosine schedule does get other rates from then on; that is what its user asks for. A moved source is fine
-# as long as its stories are the same, which the corpus fingerprint tells.)
+# as long as its stories are the same, which the corpus fingerprint tells, and the size of the vocabulary is theirs.)
 FREE_TO_CHANGE = frozenset(
-    "epochs steps eval_every save_every eval_batches log_every tensorboard source cache_dir remat".split()
+    "epochs steps eval_every save_every eval_batches log_every tensorboard source cache_dir remat vocab_size".split()
 )
 
 
@@ -226,8 +229,6 @@ def _check_type(name: str, hint: Any, value: Any) -> None:
     # JSON has one kind of number: a whole number is a fine value for a float field. A bool is not a number.
     fits = any(type(value) is kind or (kind is float and type(value) is int) for kind in allowed)
     require(fits, name, repr(value), f"must be {' or '.join(kind.__name__ for kind in allowed)}")
-    if type(value) is int:
-        require(abs(value) < 2**53, name, f"of {len(str(value))} digits", "must be below 2^53")
 
 
 def _ranges(hint: Any) -> list[Range]:

@@ -168,7 +168,9 @@ class Checkpoint:
             if found is None:
                 raise UserError(f"{path} is missing")
             if found != mark:
-                raise UserError(f"{path} has changed since it was written, {found.size} bytes now and {mark.size} then")
+                sizes = f"{found.size} bytes now and {mark.size} then"
+                how = sizes if found.size != mark.size else "its checksum is another"
+                raise UserError(f"{path} has changed since it was written: {how}")
 
     def _manifest(self) -> dict[str, Mark]:
         path = self.folder / "manifest.json"

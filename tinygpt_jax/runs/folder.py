@@ -20,8 +20,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from tinygpt_jax.config import Config
 from tinygpt_jax.errors import UserError
-from tinygpt_jax.files import disk_errors, locked, sha256_of
+from tinygpt_jax.files import disk_errors, locked, read_text, sha256_of
 
 LINES = ("metrics.jsonl", "timings.jsonl", "samples.jsonl")
 WHOLE = ("config.json", "corpus.json")
@@ -60,6 +61,26 @@ def check_folder(workdir: Path) -> None:
             raise UserError(f"--workdir {workdir}: {existing} is a file; choose another folder")
         if not os.access(existing, os.W_OK | os.X_OK):
             raise UserError(f"--workdir {workdir}: no permission to write to {existing}; choose another folder")
+
+
+def described(workdir: Path) -> Config | None:
+    """What `config.json` says that is trained here; None where there is none, or it is damaged or no run's."""
+    try:
+        return Config.from_json(read_text(workdir / "config.json"))
+    except UserError:
+        return None
+
+
+def check_is_ours(workdir: Path) -> None:
+    """Raise UserError if a run, which has no checkpoint here yet, would write over files that are no run's.
+
+    A run that was killed before its first checkpoint has left its configuration, which it writes first.
+    """
+    found = [name for name in (*WHOLE, *LINES, "report.html", "plots") if (workdir / name).exists()]
+    if found and described(workdir) is None:
+        raise UserError(
+            f"{workdir} holds {', '.join(found)} and no run of ours, which would replace it: choose another --workdir"
+        )
 
 
 def check_history(workdir: Path) -> None:

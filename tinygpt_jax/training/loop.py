@@ -1,6 +1,7 @@
 """A training run from start to finish: prepare, restore, loop."""
 
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -15,9 +16,9 @@ from tinygpt_jax.evaluation import evaluate
 from tinygpt_jax.files import write_atomically
 from tinygpt_jax.generation import Sampling, generate
 from tinygpt_jax.model import GPT
-from tinygpt_jax.runs.checkpoint_files import Checkpoint, Progress
+from tinygpt_jax.runs.checkpoint_files import Checkpoint, Progress, saved_config
 from tinygpt_jax.runs.corpus_summary import write_summary
-from tinygpt_jax.runs.folder import check_folder, check_history, has_changed, sole_process
+from tinygpt_jax.runs.folder import check_folder, check_history, check_is_ours, described, has_changed, sole_process
 from tinygpt_jax.tokenizer import Tokenizer
 from tinygpt_jax.training import checkpoint
 from tinygpt_jax.training.metrics import NonFiniteError, TrainingLog, event_writer
@@ -42,7 +43,8 @@ def write_samples(model: GPT, params: Any, tokenizer: Tokenizer, seed: int) -> l
 def train(config: Config, workdir: Path, *, mesh: Mesh | None = None, sampler: Sampler = write_samples) -> bool:
     """Train as `config` says, or go on where the run in `workdir` stopped. Returns whether all steps are done.
 
-    Ctrl-C and SIGTERM let the update under way finish, save, and return; a second Ctrl-C stops at once.
+    Ctrl-C, SIGTERM, SIGHUP and a lost reader of the output let the update under way finish, save, and return; a second
+    Ctrl-C stops at once.
 
     Args:
         config: all settings; the model's `vocab_size` becomes that of the stories' tokenizer.
@@ -55,6 +57,10 @@ def train(config: Config, workdir: Path, *, mesh: Mesh | None = None, sampler: S
         UserError: the data, the folder or the device is at fault, its memory is full, or the loss is not finite.
     """
     check_folder(workdir)
+    if saved_before := saved_config(workdir):
+        _check_settings(config, saved_before, workdir)
+    else:
+        check_is_ours(workdir)
     check_memory(config)
     if config.training.tensorboard:
         event_writer()  # missing, it is missed before stories are prepared for hours
@@ -123,7 +129,7 @@ def _matching_checkpoint(parts: Parts, workdir: Path) -> Checkpoint | None:
     """The newest intact checkpoint to go on from, if there is one.
 
     Raises:
-        UsageError: it was trained with a configuration or data that differ in more than may change.
+        UsageError: it was trained with other settings, or on other stories.
         UserError: there is none, and metrics tell that there was.
     """
     newest = checkpoint.newest_intact(workdir)
@@ -131,17 +137,26 @@ def _matching_checkpoint(parts: Parts, workdir: Path) -> Checkpoint | None:
         check_history(workdir)
         return None
     progress, saved = newest.progress(), newest.config()
-    differing, source = parts.config.differences(saved, ignore=FREE_TO_CHANGE), parts.config.data.source
+    _check_settings(parts.config, saved, workdir)  # again, under the lock
+    source, then = parts.config.data.source, saved.data.source
     if progress.corpus not in (None, parts.corpus.fingerprint):
-        differing.insert(0, f"the stories of {source} are not those it was trained on, {saved.data.source}")
+        problem = f"the stories of {source} are not those it was trained on, {then}"
+        if source == then:
+            problem = f"{source} has changed since the run"
     elif newest.tokenizer().fingerprint != parts.corpus.tokenizer.fingerprint:
-        differing.insert(0, f"the vocabulary of {source} is not the one it was trained with")
-    if differing:
+        problem = f"the vocabulary of {source} is not the one it was trained with"
+    else:
+        return newest
+    raise UsageError(f"{workdir} cannot go on: {problem}; give the same stories, or another --workdir")
+
+
+def _check_settings(config: Config, saved: Config, workdir: Path) -> None:
+    """Raise UsageError if these are not the settings of the run that was saved here."""
+    if differing := config.differences(saved, ignore=FREE_TO_CHANGE):
         raise UsageError(
             f"{workdir} holds a run with another configuration ({'; '.join(differing)}): "
             "give the same settings, or another --workdir"
         )
-    return newest
 
 
 def _describe(parts: Parts, workdir: Path, saved: Checkpoint | None, progress: Progress) -> None:
@@ -149,7 +164,10 @@ def _describe(parts: Parts, workdir: Path, saved: Checkpoint | None, progress: P
     before = saved.config() if saved else parts.config
     # A run that is finished stays what it was, whatever is asked for now.
     config = before if progress.step >= parts.total_steps else parts.config
-    write_atomically(workdir / "config.json", config.to_json().encode())
+    path, found = workdir / "config.json", described(workdir)
+    if saved and path.exists() and (found is None or found.differences(before, ignore=FREE_TO_CHANGE)):
+        print(f"warning: {path} is damaged or was changed: it is written anew", file=sys.stderr)
+    write_atomically(path, config.to_json().encode())
     mark = progress.files.get("corpus.json")
     told, would_tell = ((x.data.source, x.training.eval_batches) for x in (before, config))  # the rest cannot change
     if mark is None or told != would_tell or has_changed(workdir / "corpus.json", mark):
@@ -158,14 +176,20 @@ def _describe(parts: Parts, workdir: Path, saved: Checkpoint | None, progress: P
 
 @contextmanager
 def _stop_signals() -> Iterator[list[int]]:
-    """Collect SIGINT and SIGTERM in a list in place of dying; a second SIGINT is the usual KeyboardInterrupt."""
+    """Collect signals in a list in place of dying; a Ctrl-C after the first one is the usual KeyboardInterrupt.
+
+    SIGPIPE is among them: it comes with the first line that nobody reads any more.
+    """
     received: list[int] = []
 
     def remember(number, frame):
         received.append(number)
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
-    previous = {number: signal.signal(number, remember) for number in (signal.SIGINT, signal.SIGTERM)}
+    numbers = [signal.SIGINT, signal.SIGTERM, signal.SIGPIPE]
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # else nohup, under which a run is to outlive its terminal
+        numbers.append(signal.SIGHUP)
+    previous = {number: signal.signal(number, remember) for number in numbers}
     try:
         yield received
     finally:

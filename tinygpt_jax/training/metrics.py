@@ -1,6 +1,8 @@
 """From the metrics of updates to lines in a run's files, in TensorBoard, and before the user's eyes."""
 
+import errno
 import math
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -87,8 +89,14 @@ class TrainingLog:
         self.note(f"    {harmless(' '.join(stories[0][1].split()))}")
 
     def note(self, text: str) -> None:
-        """Print a line of its own, above the bar where there is one."""
-        self._bar.write(text, file=sys.stderr)
+        """Print a line of its own, above the bar where there is one. That nobody reads it is no failure here."""
+        try:
+            self._bar.write(text, file=sys.stderr)
+        except OSError as error:
+            if error.errno not in (errno.EPIPE, errno.EIO):
+                raise
+            # The reader has gone, or the terminal: signals say so, and who hears them decides.
+            sys.stderr = open(os.devnull, "w")  # noqa: SIM115, or Python would try to write the rest again
 
     @contextmanager
     def pause(self) -> Iterator[None]:

@@ -70,7 +70,8 @@ def announce(parts: Parts, state: TrainState, doing: str) -> None:
         f"{corpus.train.n_stories:,} stories to learn from, {corpus.validation.n_stories:,} held out, "
         f"{corpus.tokenizer.vocab_size:,} different tokens\n"
         f"{steps:,} steps of {config.training.batch_size} x {config.model.context_length} tokens, "
-        f"{epochs:,.{1 if epochs >= 1 else 2}f} epochs"
+        f"{epochs:,.{1 if epochs >= 1 else 2}f} epochs",
+        flush=True,
     )
     warmup, rate = config.optimizer.warmup_steps, config.optimizer.learning_rate
     if warmup > steps:

@@ -69,8 +69,10 @@ def make_train_step(
 ) -> Callable[[TrainState, Batch, int], tuple[TrainState, StepMetrics]]:
     """The jitted function (state, batch, step) -> (state, metrics). It consumes the state it is given.
 
-    An update with a non-finite loss or gradient leaves the state as it was, and so does every later one, because
-    `step` no longer follows the state's own count: the host, which reads metrics late, finds the last good state.
+    An update with a non-finite loss or gradient leaves the state as it was, and so does every later one: the host,
+    which reads metrics late, finds the last good state. The caller counts its calls in `step`, and the state counts the
+    updates that were applied. Once one was left out, the state's count stays behind: `state.step == step` is false from
+    then on, and nothing is applied any more.
 
     Raises:
         UsageError: the batch does not divide over devices and micro-batches.
