@@ -1,8 +1,10 @@
 """How every picture looks: its size, colours, axes, lines and numbers."""
 
 import io
+import os
+import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -32,6 +34,7 @@ def picture(path: Path, title: str, rows: int = 1, columns: int = 1) -> Iterator
     Raises:
         UserError: `path` cannot be written.
     """
+    import_matplotlib()
     from matplotlib.figure import Figure  # not pyplot: no global state, no window system, nothing kept afterwards
 
     width, height = SIZE_PIXELS
@@ -46,6 +49,19 @@ def picture(path: Path, title: str, rows: int = 1, columns: int = 1) -> Iterator
     png = io.BytesIO()
     figure.savefig(png, format="png")
     write_atomically(path, png.getvalue())
+
+
+def import_matplotlib() -> None:
+    """Import matplotlib even where MPLBACKEND names what is not there: it is for windows, and we open none."""
+    if "matplotlib" in sys.modules:
+        return
+    backend = os.environ.pop("MPLBACKEND", None)
+    import matplotlib
+
+    if backend is not None:  # for a user's own pyplot
+        os.environ["MPLBACKEND"] = backend
+        with suppress(ValueError):
+            matplotlib.rcParams["backend"] = backend
 
 
 def limit_y(axes: "Axes", values: Sequence[float], from_zero: bool = True) -> None:

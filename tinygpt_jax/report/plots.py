@@ -142,6 +142,7 @@ def token_ranks(counts: np.ndarray, path: Path) -> str:
 
 def word_cloud(words: Mapping[str, int], path: Path) -> str:
     """Words (word -> occurrences, not empty), larger the more frequent, without those that all English is full of."""
+    drawing.import_matplotlib()  # which wordcloud imports
     from wordcloud import STOPWORDS, WordCloud
 
     telling = {word: count for word, count in words.items() if word.lower() not in STOPWORDS} or dict(words)
