@@ -216,6 +216,17 @@ def test_commands_refuse_bad_numbers(call):
             call(generate, *flags)
 
 
+@pytest.mark.parametrize(
+    ("output", "kind", "message"),
+    [("", UsageError, "is a folder: give a file"), ("file/x.png", UserError, "choose another --output")],
+)
+def test_double_softmax_looks_for_a_place_before_it_trains(tmp_path, monkeypatch, output, kind, message):
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(double_softmax, "train", lambda *_: pytest.fail("it trains"))
+    with pytest.raises(kind, match=message):
+        double_softmax.main(["--output", str(tmp_path / output)])
+
+
 @pytest.mark.parametrize("seconds", ["nan", "inf", "0", "-1"])
 def test_double_softmax_refuses_a_time_that_never_comes(seconds):
     """Or that has passed before it begins."""
