@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         raise UsageError(f"--output {arguments.output} is a folder: give a file for the picture")
     with disk_errors(arguments.output, "choose another --output"):  # before the training and not after it
         arguments.output.parent.mkdir(parents=True, exist_ok=True)
-        TemporaryFile(dir=arguments.output.parent).close()
+        TemporaryFile(dir=arguments.output.parent, suffix=".partial").close()
     use_device()
 
     from tinygpt_jax.report.plots import comparison_curves

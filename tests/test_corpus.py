@@ -417,7 +417,7 @@ def test_a_full_disk_is_one_line_and_leaves_the_finished_shards(config, small_pi
 def test_a_cache_folder_that_cannot_be_written_to(config, tmp_path):
     """A traceback for a typing mistake in --cache-dir."""
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="--cache-dir or TINYGPT_CACHE"):
+    with pytest.raises(UserError, match=r"file is a file and no folder; move it.*--cache-dir or TINYGPT_CACHE"):
         prepare(DataConfig(config.source, cache_dir=str(tmp_path / "file" / "cache")))
 
 
