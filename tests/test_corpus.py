@@ -217,7 +217,7 @@ def test_evaluation_takes_all_stories_in_the_models_vocabulary(config, tmp_path)
     ("texts", "message"),
     [
         ([], "holds no stories"),
-        (["One."], "1 story, 1 different, of which 0 are held out by the hash of each story"),
+        (["One."], "1 story, of which 0 are held out by the hash of each story"),
         (["One."] * 500, "its 500 stories are all the same, so that none can be held out"),
     ],
 )

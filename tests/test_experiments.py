@@ -255,7 +255,7 @@ def test_a_closed_stream_is_no_reason_to_stop(redirection, out, error):
 def test_what_cannot_be_printed_is_one_line():
     """A full disk, noticed when the program ends; a message that would command the terminal."""
     done = command_line("print('story')", "> /dev/full")
-    assert (done.returncode, done.stderr) == (1, "error: the system says: No space left on device\n")
+    assert (done.returncode, done.stderr) == (1, "error: standard output: No space left on device\n")
     done = command_line("(_ for _ in ()).throw(cli.UserError('a\\x1b[2J'))")
     assert (done.returncode, done.stderr) == (1, "error: a\ufffd[2J\n")
 

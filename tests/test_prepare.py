@@ -88,6 +88,7 @@ def run(*flags, **environment):
     [
         (["--data", "nowhere.txt"], 2, "--data nowhere.txt: no such file or folder"),
         (["--data", "builtin", "--context-length", "0"], 2, "context_length 0: must be at least 1"),
+        (["--data", "https://x.org/y.txt"], 2, "--data https://x.org/y.txt is an address: download it first"),
         (["--data", "builtin", "--workers", "0"], 2, "workers 0: must be at least 1"),
         (["--data", "builtin", "--vocabulary", "gpt3"], 2, "gpt3"),
         (["--data", "{empty}"], 1, "holds no stories"),

@@ -118,8 +118,9 @@ def _check(
             "give different ones"
         )
     by = source.own_split or f"{HASH_SPLIT} (--validation-fraction {options['validation_fraction']:g})"
+    alike = f", {different:,} different" if different < len(sides) else ""
     raise UserError(
-        f"{source.name}: {counted(len(sides))}, {different:,} different, of which {validation:,} are held out by {by}; "
+        f"{source.name}: {counted(len(sides))}{alike}, of which {validation:,} are held out by {by}; "
         "some must be, and some not: give more stories (in a .txt file, <|endoftext|> or a blank line is between them)"
     )
 
