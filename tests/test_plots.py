@@ -129,12 +129,12 @@ def test_the_end_of_a_run_is_not_flat_and_no_text_hides_another(monkeypatch, tmp
     lines = [line.get_ydata() for line in late.lines if len(line.get_ydata()) > 2]
     share = np.ptp(np.concatenate(lines)) / np.ptp(late.get_ylim())
     assert share > 0.6 and late.get_xlim()[0] > 200 and whole.get_xlim()[0] < 20
-    legends = [axes.get_legend() for axes in figure.axes if axes.get_legend()]
-    texts = [*whole.texts, *late.texts, *(text for legend in legends for text in legend.get_texts())]
+    texts = [*whole.texts, *late.texts, *(text for legend in figure.legends for text in legend.get_texts())]
     names = [text.get_text().split()[0] for text in texts]
     assert names == ["uniform", "unigram", "exact", "exact", "training", "validation"]
     boxes = [text.get_window_extent() for text in texts]
     assert not any(one.overlaps(other) for one, other in combinations(boxes, 2))
+    assert not any(legend.get_window_extent().overlaps(axes.bbox) for legend in figure.legends for axes in figure.axes)
     assert all(axes.bbox.y0 <= text.get_window_extent().y0 for axes in figure.axes for text in axes.texts)
 
 

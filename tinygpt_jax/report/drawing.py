@@ -29,7 +29,7 @@ _DOTS_PER_INCH = 170
 def picture(path: Path, title: str, rows: int = 1, columns: int = 1) -> Iterator[list["Axes"]]:
     """The axes of a picture; with what has been drawn on them at the end it becomes the PNG file.
 
-    Lines that have a label are named on the last axes, where there is room.
+    Lines that have a label are named below the axes, where they hide nothing.
 
     Raises:
         UserError: `path` cannot be written.
@@ -44,8 +44,9 @@ def picture(path: Path, title: str, rows: int = 1, columns: int = 1) -> Iterator
     yield panels
     for axes in panels:
         _finish(axes)
-    if panels[-1].get_legend_handles_labels()[0]:
-        panels[-1].legend(frameon=False)
+    lines, names = panels[-1].get_legend_handles_labels()
+    if lines:
+        figure.legend(lines, names, loc="outside lower center", ncols=len(lines), frameon=False)
     png = io.BytesIO()
     figure.savefig(png, format="png")
     write_atomically(path, png.getvalue())
