@@ -1,6 +1,7 @@
 """What the commands share: flags from dataclasses, and failures as one line with the right exit code."""
 
 import contextlib
+import errno
 import io
 import os
 import re
@@ -68,8 +69,9 @@ def run(main: Callable[[], None]) -> None:
         sys.exit(2 if isinstance(error, UsageError) else 1)
     except OSError as error:
         if not isinstance(error, BrokenPipeError):  # the reader of our output, `head` for example, has seen enough
-            said = f"error: {error.filename or 'the system says'}: {error.strerror or error}"
-            print(harmless(said), file=sys.stderr)
+            printing = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO)  # of our files, UserError tells the name
+            where = error.filename or ("standard output" if printing else "the system says")
+            print(harmless(f"error: {where}: {error.strerror or error}"), file=sys.stderr)
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115, or Python would try to write the rest again, and complain
         sys.exit(1)
     except KeyboardInterrupt:

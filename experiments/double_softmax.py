@@ -12,11 +12,13 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryFile
 
 from experiments import cli
 from tinygpt_jax.config import DataConfig, ModelConfig, OptimizerConfig, TrainingConfig
 from tinygpt_jax.devices import use_device
-from tinygpt_jax.errors import UserError, require
+from tinygpt_jax.errors import UsageError, UserError, require
+from tinygpt_jax.files import disk_errors
 from tinygpt_jax.terminal import progress
 
 TWICE = "softmax applied twice"
@@ -37,6 +39,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Parse the flags, train twice, print, draw."""
     arguments = cli.parse(Arguments, argv)
     require(0 < arguments.seconds < math.inf, "seconds", arguments.seconds, "must be above 0, and finite")
+    if arguments.output.is_dir():
+        raise UsageError(f"--output {arguments.output} is a folder: give a file for the picture")
+    with disk_errors(arguments.output, "choose another --output"):  # before the training and not after it
+        arguments.output.parent.mkdir(parents=True, exist_ok=True)
+        TemporaryFile(dir=arguments.output.parent, suffix=".partial").close()
     use_device()
 
     from tinygpt_jax.report.plots import comparison_curves

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from tinygpt_jax.training.checkpoint import Run
 
 TOKENS_PER_BATCH = 4096
+SPELLED_SHARE = 0.2  # of GPT-2's tokens; with more of them in bytes, the figures say little about the model
 FIGURES = ("loss", "perplexity", "bits_per_byte", "token_accuracy", "tokens", "n_bytes")
 ROWS = {
     "whole_stories": "every token, with as much of its own story before it as fits into the context",
@@ -49,12 +51,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     from tinygpt_jax.training.checkpoint import open_run
 
     run = open_run(arguments.workdir, arguments.checkpoint)
-    split = _open_split(run, arguments)
+    split, split_name = _open_split(run, arguments)
     about = {
         "workdir": str(arguments.workdir),
         "step": run.step,
         "data": arguments.source or run.config.data.source,
-        "split": arguments.split,
+        "split": split_name,
         "stories": split.n_stories,
     }
     if not arguments.json:
@@ -67,19 +69,28 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(_table(results))
 
 
-def _open_split(run: "Run", arguments: Arguments) -> "Split":
+def _open_split(run: "Run", arguments: Arguments) -> tuple["Split", str]:
+    """The stories to measure on, and which they are of their source: a split, or all."""
     from tinygpt_jax.data.corpus import prepare
+    from tinygpt_jax.data.stories import HASH_SPLIT
 
-    if arguments.source is not None:
-        data = dataclasses.replace(run.config.data, source=arguments.source)
-        return prepare(data, tokenizer=run.tokenizer).validation
-    corpus = prepare(run.config.data)
     source = run.config.data.source
+    if arguments.source is not None:
+        corpus = prepare(dataclasses.replace(run.config.data, source=arguments.source), tokenizer=run.tokenizer)
+        name = "all" if corpus.manifest["held_out_by"] == HASH_SPLIT else "validation"
+        if name == "all" and Path(arguments.source).expanduser().resolve() == Path(source).expanduser().resolve():
+            print("warning: most of these are the stories that the run was trained on", file=sys.stderr)
+        spelled = corpus.manifest["tokenizer"]["spelled_in_bytes"] or 0
+        if spelled > SPELLED_SHARE:
+            what = "of GPT-2's tokens are spelled in bytes here: they are not in the run's vocabulary"
+            print(f"warning: {spelled:.0%} {what}", file=sys.stderr)
+        return corpus.validation, name
+    corpus = prepare(run.config.data)
     if corpus.tokenizer.fingerprint != run.tokenizer.fingerprint:
         raise UserError(f"{source} has changed since the run: its vocabulary is another now; try --data {source}")
     if run.corpus not in (None, corpus.fingerprint):
         raise UserError(f"{source} has changed since the run: its stories are others now; try --data {source}")
-    return corpus.train if arguments.split == "train" else corpus.validation
+    return (corpus.train if arguments.split == "train" else corpus.validation), arguments.split
 
 
 def _measure(run: "Run", split: "Split", with_training_rows: bool) -> dict[str, "Evaluation"]:
@@ -113,8 +124,9 @@ def _table(results: dict[str, "Evaluation"]) -> str:
     ]
     for name, result in results.items():
         accuracy = "" if result.token_accuracy is None else f"{result.token_accuracy:.2%}"
+        perplexity = f"{result.perplexity:,.3f}" if result.perplexity < 1e6 else f"{result.perplexity:.3g}"
         lines.append(
-            f"{name.replace('_', ' '):<16}{result.loss:>12.4f}{result.perplexity:>12,.3f}{result.bits_per_byte:>12.4f}"
+            f"{name.replace('_', ' '):<16}{result.loss:>12.4f}{perplexity:>12}{result.bits_per_byte:>12.4f}"
             f"{accuracy:>12}{result.tokens:>14,}{result.n_bytes:>14,}"
         )
     lines += [f"{name.replace('_', ' '):<16}{ROWS[name]}" for name in results]

@@ -42,8 +42,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     prompt = arguments.prompt.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
     dropped = encode_prompt(run.tokenizer, prompt, run.config.model.context_length)[1]
     if dropped:
-        reads = f"the model reads {run.config.model.context_length} tokens"
-        print(f"warning: {reads}: the first {dropped} tokens of the prompt are left out", file=sys.stderr)
+        reads = f"the model reads {run.config.model.context_length:,} tokens"
+        print(f"warning: {reads}: the first {dropped:,} tokens of the prompt are left out", file=sys.stderr)
     model = (run.model, run.params, run.tokenizer)
     options = {"max_new_tokens": arguments.max_new_tokens, "seed": arguments.seed}
     if sys.stdout.isatty() and arguments.num_samples == 1 and not arguments.json:

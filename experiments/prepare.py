@@ -54,6 +54,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         verify=arguments.verify,
     )
     print(table(corpus, arguments.context_length))
+    if arguments.verify:
+        print("all checksums match")
     rows = Rows(corpus.train, arguments.data.layout, arguments.context_length, corpus.tokenizer.end_of_text)
     for index in range(min(arguments.show, len(rows))):
         print(f"\nrow {index}\n{show_row(rows[index], corpus)}")

@@ -154,6 +154,9 @@ def test_a_folder_without_a_checkpoint(tmp_path):
         open_run(tmp_path)
     with pytest.raises(UserError, match="is not a folder"):
         open_run(tmp_path / "nowhere")
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="is a file: give the folder of a run"):
+        open_run(tmp_path / "file")
 
 
 def test_checkpoints_that_are_a_file_are_refused_at_the_start(tmp_path):

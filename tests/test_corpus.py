@@ -217,7 +217,7 @@ def test_evaluation_takes_all_stories_in_the_models_vocabulary(config, tmp_path)
     ("texts", "message"),
     [
         ([], "holds no stories"),
-        (["One."], "1 story, 1 different, of which 0 are held out by the hash of each story"),
+        (["One."], "1 story, of which 0 are held out by the hash of each story"),
         (["One."] * 500, "its 500 stories are all the same, so that none can be held out"),
     ],
 )
@@ -417,7 +417,7 @@ def test_a_full_disk_is_one_line_and_leaves_the_finished_shards(config, small_pi
 def test_a_cache_folder_that_cannot_be_written_to(config, tmp_path):
     """A traceback for a typing mistake in --cache-dir."""
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="--cache-dir or TINYGPT_CACHE"):
+    with pytest.raises(UserError, match=r"file is a file and no folder; move it.*--cache-dir or TINYGPT_CACHE"):
         prepare(DataConfig(config.source, cache_dir=str(tmp_path / "file" / "cache")))
 
 

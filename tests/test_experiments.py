@@ -16,6 +16,7 @@ from tinygpt_jax import terminal
 from tinygpt_jax.config import Config, DataConfig, ModelConfig, OptimizerConfig
 from tinygpt_jax.data.corpus import prepare
 from tinygpt_jax.errors import UsageError, UserError
+from tinygpt_jax.evaluation import Evaluation
 from tinygpt_jax.model import GPT
 from tinygpt_jax.runs.checkpoint_files import Progress
 from tinygpt_jax.terminal import harmless
@@ -91,14 +92,31 @@ def test_evaluate_prints_the_same_figures_as_a_table(call):
         assert " ".join(line[16:].split()[:3]) == expected
 
 
-def test_evaluate_reads_a_whole_file_in_the_runs_vocabulary(call, tmp_path):
+def test_a_large_perplexity_keeps_its_column():
+    result = Evaluation(14.4259, 0.5, 10, 30)
+    assert evaluate._table({"unigram": result}).splitlines()[1].split()[1:4] == ["14.4259", "1.84e+06", "6.9374"]
+
+
+def test_evaluate_reads_a_whole_file_in_the_runs_vocabulary(run, tmp_path, capsys):
     """Words and characters that the run never met are spelled in bytes, and no story is held out."""
     stories = ["Zebras quantise.", "Ça va? ☕"]
     (tmp_path / "other.txt").write_text("\n<|endoftext|>\n".join(stories), encoding="utf-8")
-    figures = json.loads(call(evaluate, "--json", "--data", str(tmp_path / "other.txt")))
-    assert figures["stories"] == 2
+    evaluate.main(["--workdir", str(run), "--json", "--data", str(tmp_path / "other.txt")])
+    out, err = capsys.readouterr()
+    assert err.endswith(" of GPT-2's tokens are spelled in bytes here: they are not in the run's vocabulary\n")
+    figures = json.loads(out)
+    assert (figures["stories"], figures["split"]) == (2, "all")
     assert figures["whole_stories"]["n_bytes"] == sum(len(story.encode()) for story in stories)
     assert "padded_rows" not in figures and "exact_entropy" not in figures
+
+
+def test_evaluate_says_when_it_reads_what_was_trained_on(run, capsys):
+    """Named as the source of the run itself, which is read whole then."""
+    evaluate.main(["--workdir", str(run), "--json", "--data", "builtin"])
+    out, err = capsys.readouterr()
+    assert (json.loads(out)["split"], json.loads(out)["stories"]) == ("all", 60)
+    warnings = [line for line in err.splitlines() if line.startswith("warning")]
+    assert warnings == ["warning: most of these are the stories that the run was trained on"]
 
 
 def test_evaluate_refuses_what_it_cannot_do(call, corpus, tmp_path):
@@ -198,6 +216,17 @@ def test_commands_refuse_bad_numbers(call):
             call(generate, *flags)
 
 
+@pytest.mark.parametrize(
+    ("output", "kind", "message"),
+    [("", UsageError, "is a folder: give a file"), ("file/x.png", UserError, "choose another --output")],
+)
+def test_double_softmax_looks_for_a_place_before_it_trains(tmp_path, monkeypatch, output, kind, message):
+    (tmp_path / "file").touch()
+    monkeypatch.setattr(double_softmax, "train", lambda *_: pytest.fail("it trains"))
+    with pytest.raises(kind, match=message):
+        double_softmax.main(["--output", str(tmp_path / output)])
+
+
 @pytest.mark.parametrize("seconds", ["nan", "inf", "0", "-1"])
 def test_double_softmax_refuses_a_time_that_never_comes(seconds):
     """Or that has passed before it begins."""
@@ -226,7 +255,7 @@ def test_a_closed_stream_is_no_reason_to_stop(redirection, out, error):
 def test_what_cannot_be_printed_is_one_line():
     """A full disk, noticed when the program ends; a message that would command the terminal."""
     done = command_line("print('story')", "> /dev/full")
-    assert (done.returncode, done.stderr) == (1, "error: the system says: No space left on device\n")
+    assert (done.returncode, done.stderr) == (1, "error: standard output: No space left on device\n")
     done = command_line("(_ for _ in ()).throw(cli.UserError('a\\x1b[2J'))")
     assert (done.returncode, done.stderr) == (1, "error: a\ufffd[2J\n")
 

@@ -36,10 +36,14 @@ def test_a_failure_leaves_the_old_file_and_no_other(tmp_path, monkeypatch, place
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_file_in_the_place_of_the_folder_is_named(tmp_path):
+def test_what_is_in_the_way_is_named_with_what_to_do(tmp_path):
+    """And not a partial file, which the user never gave; nor is there a lack of room or permission."""
     (tmp_path / "plots").write_text("")
-    with pytest.raises(UserError, match="plots"):
-        write_atomically(tmp_path / "plots" / "loss.png", b"")
+    for name in ("loss.png", "a/loss.png"):
+        with pytest.raises(UserError, match=r"png: /.*/plots is a file and no folder; move it away$"):
+            write_atomically(tmp_path / "plots" / name, b"")
+    with pytest.raises(UserError, match=f"{tmp_path}: Is a directory; move it away"):
+        write_atomically(tmp_path, b"")
 
 
 def test_a_lock_that_was_removed_while_it_was_held_still_excludes(tmp_path):

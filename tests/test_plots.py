@@ -1,6 +1,7 @@
 """The pictures: their titles state the facts, nothing is cut off or overlaps, and the same data give the same bytes."""
 
 import math
+import os
 import subprocess
 import sys
 from functools import partial
@@ -128,12 +129,12 @@ def test_the_end_of_a_run_is_not_flat_and_no_text_hides_another(monkeypatch, tmp
     lines = [line.get_ydata() for line in late.lines if len(line.get_ydata()) > 2]
     share = np.ptp(np.concatenate(lines)) / np.ptp(late.get_ylim())
     assert share > 0.6 and late.get_xlim()[0] > 200 and whole.get_xlim()[0] < 20
-    legends = [axes.get_legend() for axes in figure.axes if axes.get_legend()]
-    texts = [*whole.texts, *late.texts, *(text for legend in legends for text in legend.get_texts())]
+    texts = [*whole.texts, *late.texts, *(text for legend in figure.legends for text in legend.get_texts())]
     names = [text.get_text().split()[0] for text in texts]
     assert names == ["uniform", "unigram", "exact", "exact", "training", "validation"]
     boxes = [text.get_window_extent() for text in texts]
     assert not any(one.overlaps(other) for one, other in combinations(boxes, 2))
+    assert not any(legend.get_window_extent().overlaps(axes.bbox) for legend in figure.legends for axes in figure.axes)
     assert all(axes.bbox.y0 <= text.get_window_extent().y0 for axes in figure.axes for text in axes.texts)
 
 
@@ -144,12 +145,17 @@ def test_nearly_none_and_nearly_all_are_not_none_and_all(share, text):
     assert drawing.percent(share) == text
 
 
-def test_drawing_costs_nothing_until_used_and_leaves_pyplot_alone(tmp_path):
-    """Guards a fast --help, and a user's own pyplot figures and backend."""
+@pytest.mark.parametrize("backend", ["svg", "nonsense"])
+def test_drawing_costs_nothing_until_used_and_leaves_pyplot_alone(tmp_path, backend):
+    """Guards a fast --help, and a user's own pyplot figures and backend; one that is not there is not needed."""
     code = (
         "import sys, tinygpt_jax.report, tinygpt_jax.report.plots as plots; from pathlib import Path\n"
         "assert not {'matplotlib', 'wordcloud', 'jax'} & set(sys.modules), 'imported too early'\n"
+        f"plots.word_cloud({{'ball': 2}}, Path({str(tmp_path)!r}) / 'words.png')\n"
         f"plots.loss_curves([(1, 2.0)], [], {{}}, Path({str(tmp_path)!r}) / 'loss.png')\n"
         "assert 'matplotlib.pyplot' not in sys.modules\n"
+        "import matplotlib, os\n"
+        f"assert os.environ['MPLBACKEND'] == {backend!r}\n"
+        "assert matplotlib.get_backend().lower() == ('svg' if os.environ['MPLBACKEND'] == 'svg' else 'agg')\n"
     )
-    subprocess.run([sys.executable, "-c", code], check=True)
+    subprocess.run([sys.executable, "-c", code], check=True, env={**os.environ, "MPLBACKEND": backend})

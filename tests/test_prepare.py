@@ -69,12 +69,13 @@ def test_a_preset_prepares_what_training_with_it_takes(source, capsys):
     assert folder not in capsys.readouterr().out
 
 
-def test_its_flags_reach_the_preparation(source, monkeypatch):
+def test_its_flags_reach_the_preparation(source, monkeypatch, capsys):
     """A flag that is offered and does nothing."""
     asked, real = {}, prepare.prepare
     monkeypatch.setattr(prepare, "prepare", lambda data, **options: asked.update(options) or real(data, **options))
     prepare.main(["--data", str(source), "--workers", "1", "--rebuild", "--verify"])
     assert asked == {"workers": 1, "streaming": False, "rebuild": True, "verify": True}
+    assert "\nall checksums match\n" in capsys.readouterr().out
 
 
 def run(*flags, **environment):
@@ -87,6 +88,7 @@ def run(*flags, **environment):
     [
         (["--data", "nowhere.txt"], 2, "--data nowhere.txt: no such file or folder"),
         (["--data", "builtin", "--context-length", "0"], 2, "context_length 0: must be at least 1"),
+        (["--data", "https://x.org/y.txt"], 2, "--data https://x.org/y.txt is an address: download it first"),
         (["--data", "builtin", "--workers", "0"], 2, "workers 0: must be at least 1"),
         (["--data", "builtin", "--vocabulary", "gpt3"], 2, "gpt3"),
         (["--data", "{empty}"], 1, "holds no stories"),

@@ -11,7 +11,7 @@ from tinygpt_jax.errors import UserError, first_line
 
 Device = Literal["auto", "cpu", "gpu"]
 
-USE_THE_GPU = "pip install 'jax[cuda12]'"
+USE_THE_GPU = "pip install -e '.[cuda12]'"  # as the README has it
 
 # Dense bfloat16 rates in FLOP/s from the makers' datasheets (float16 before the A100), by NVIDIA's names without what
 # `_DETAILS` matches: brands, the memory, and SXM, which has the full rate; a PCIe card's own rate is its own line.
@@ -93,8 +93,8 @@ def use_device(choice: Device = "auto", deterministic: bool = False) -> None:
     except (RuntimeError, AssertionError) as error:
         reason, remedy = first_line(error), "try --device cpu"
         if not str(error):  # JAX_PLATFORMS=cuda without a GPU, or without JAX's part for it
-            reason = f"nothing here is JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS')}"
-            remedy = f"unset it, give --device cpu, or where an NVIDIA GPU is, {USE_THE_GPU}"
+            reason = f"JAX_PLATFORMS={os.environ.get('JAX_PLATFORMS')} asks for a device that is not here"
+            remedy = f"unset the variable, give --device cpu, or where an NVIDIA GPU is, {USE_THE_GPU}"
         raise UserError(f"JAX cannot start its device: {reason}; {remedy}") from None
     if choice != "cpu" and gpu_is_unused():
         advice = f"an NVIDIA GPU is here but JAX does not use it: {USE_THE_GPU} (or check JAX_PLATFORMS)"

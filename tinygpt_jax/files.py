@@ -11,6 +11,7 @@ from typing import Any, BinaryIO
 
 from tinygpt_jax.errors import UserError
 
+_NO_ROOM = "make room or give permission there"  # what remedies say of a place that is right
 MAX_JSON_BYTES = 64 * 2**20  # no JSON file that this program writes comes near this
 
 
@@ -42,8 +43,8 @@ def write_atomically(path: Path, content: bytes) -> None:
     try:
         with whole_file(path) as file:
             file.write(content)
-    except OSError as error:  # which names the partial file
-        raise UserError(f"cannot write {path}: {error.strerror}; make room or give permission there") from None
+    except OSError as error:
+        raise UserError(f"cannot write {_refusal(error, path, _NO_ROOM)}") from None
 
 
 def sync(path: Path) -> None:
@@ -137,7 +138,16 @@ def disk_errors(place: Path, remedy: str) -> Iterator[None]:
     except BrokenPipeError:  # nobody reads our output: no error of a disk
         raise
     except OSError as error:
-        raise UserError(f"{error.filename or place}: {error.strerror or error}; {remedy}") from error
+        raise UserError(_refusal(error, place, remedy)) from error
+
+
+def _refusal(error: OSError, place: Path, remedy: str) -> str:
+    name, what = str(error.filename or place), error.strerror or str(error)
+    if isinstance(error, NotADirectoryError | FileExistsError | IsADirectoryError):
+        remedy = remedy.replace(_NO_ROOM, "move it away")
+        in_the_way = [path for path in place.parents if path.exists() and not path.is_dir()]
+        what = f"{in_the_way[0]} is a file and no folder" if in_the_way else what
+    return f"{place if name.endswith('.partial') else name}: {what}; {remedy}"  # ours, which the user never gave
 
 
 def _is_still_at(path: Path, descriptor: int) -> bool:

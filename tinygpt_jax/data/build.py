@@ -59,9 +59,7 @@ def build(folder: Path, source: Source, key: dict[str, Any], tokenizer: Tokenize
     is_copy = _copies(stories.digests)
     sides = _sides(stories, is_copy, options)
     _check(source, sides, is_copy, options, needs_training=tokenizer is None)
-    spelled = None
-    if tokenizer is None:
-        tokenizer, spelled = _vocabulary(shards, sides, options)
+    tokenizer, spelled = _vocabulary(shards, sides, options, tokenizer)
     _write_files(folder, shards, sides, tokenizer)
     manifest = {
         **key,
@@ -120,21 +118,27 @@ def _check(
             "give different ones"
         )
     by = source.own_split or f"{HASH_SPLIT} (--validation-fraction {options['validation_fraction']:g})"
+    alike = f", {different:,} different" if different < len(sides) else ""
     raise UserError(
-        f"{source.name}: {counted(len(sides))}, {different:,} different, of which {validation:,} are held out by {by}; "
+        f"{source.name}: {counted(len(sides))}{alike}, of which {validation:,} are held out by {by}; "
         "some must be, and some not: give more stories (in a .txt file, <|endoftext|> or a blank line is between them)"
     )
 
 
-def _vocabulary(shards: list[Path], sides: np.ndarray, options: dict[str, Any]) -> tuple[Tokenizer, float]:
-    """The vocabulary that the options ask for, and the share of training tokens that it spells in bytes."""
+def _vocabulary(
+    shards: list[Path], sides: np.ndarray, options: dict[str, Any], given: Tokenizer | None
+) -> tuple[Tokenizer, float]:
+    """The vocabulary that is given or that the options ask for, and the share of GPT-2's tokens it spells in bytes.
+
+    The tokens are those of the training stories, or of all where the vocabulary is given.
+    """
     if options["vocabulary"] == "gpt2":
         return gpt2(), 0.0
-    counts = np.zeros(GPT2_VOCAB_SIZE, np.int64)
+    counts, counted_side = np.zeros(GPT2_VOCAB_SIZE, np.int64), VALIDATION if given else TRAIN
     for tokens, lengths, side in _by_shard(shards, sides):
-        counts += np.bincount(tokens[np.repeat(side == TRAIN, lengths)], minlength=GPT2_VOCAB_SIZE)
+        counts += np.bincount(tokens[np.repeat(side == counted_side, lengths)], minlength=GPT2_VOCAB_SIZE)
     counts[GPT2_END_OF_TEXT] = 0
-    tokenizer = compact(counts, options["max_vocab"])
+    tokenizer = given or compact(counts, options["max_vocab"])
     return tokenizer, 1 - float(counts[tokenizer.kept].sum() / max(1, counts.sum()))
 
 

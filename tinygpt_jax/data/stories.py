@@ -56,6 +56,8 @@ def find_source(source: str, builtin_stories: int, streaming: bool = False) -> "
         exists = path.exists()
     except (OSError, RuntimeError):  # a name too long for any file, or ~ of a user who is not there
         exists = False
+    if re.match("[a-z0-9]+://", source):
+        raise UsageError(f"--data {source[:200]} is an address: download it first, and give the file")
     if not exists:
         raise UsageError(f"--data {source[:200]}: no such file or folder (nor is it builtin or tinystories)")
     if not path.is_file() and not path.is_dir():

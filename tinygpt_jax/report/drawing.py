@@ -1,8 +1,10 @@
 """How every picture looks: its size, colours, axes, lines and numbers."""
 
 import io
+import os
+import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,11 +29,12 @@ _DOTS_PER_INCH = 170
 def picture(path: Path, title: str, rows: int = 1, columns: int = 1) -> Iterator[list["Axes"]]:
     """The axes of a picture; with what has been drawn on them at the end it becomes the PNG file.
 
-    Lines that have a label are named on the last axes, where there is room.
+    Lines that have a label are named below the axes, where they hide nothing.
 
     Raises:
         UserError: `path` cannot be written.
     """
+    import_matplotlib()
     from matplotlib.figure import Figure  # not pyplot: no global state, no window system, nothing kept afterwards
 
     width, height = SIZE_PIXELS
@@ -41,22 +44,36 @@ def picture(path: Path, title: str, rows: int = 1, columns: int = 1) -> Iterator
     yield panels
     for axes in panels:
         _finish(axes)
-    if panels[-1].get_legend_handles_labels()[0]:
-        panels[-1].legend(frameon=False)
+    lines, names = panels[-1].get_legend_handles_labels()
+    if lines:
+        figure.legend(lines, names, loc="outside lower center", ncols=len(lines), frameon=False)
     png = io.BytesIO()
     figure.savefig(png, format="png")
     write_atomically(path, png.getvalue())
 
 
-def limit_y(axes: "Axes", values: Sequence[float], from_zero: bool = True) -> None:
-    """Fix the y axis around the values, with room for a name beyond either end; from 0 unless it is logarithmic."""
+def import_matplotlib() -> None:
+    """Import matplotlib even where MPLBACKEND names what is not there: it is for windows, and we open none."""
+    if "matplotlib" in sys.modules:
+        return
+    backend = os.environ.pop("MPLBACKEND", None)
+    import matplotlib
+
+    if backend is not None:  # for a user's own pyplot
+        os.environ["MPLBACKEND"] = backend
+        with suppress(ValueError):
+            matplotlib.rcParams["backend"] = backend
+
+
+def limit_y(axes: "Axes", values: Sequence[float], from_zero: bool = True, share: float = 0.08) -> None:
+    """Fix the y axis around the values, from 0 unless it is logarithmic, with this share of room at each end for a name."""
     low, high = min(values), max(values)
     if axes.get_yscale() == "log":
-        room = max((high / low) ** 0.08, 1.03)
+        room = max((high / low) ** share, 1.03)
         axes.set_ylim(low / room, high * room)
     else:
         low = min(0.0, low) if from_zero else low
-        room = 0.08 * (high - low) or 1.0
+        room = share * (high - low) or 1.0
         axes.set_ylim(low if from_zero else low - room, high + room)
 
 

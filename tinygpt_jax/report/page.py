@@ -13,10 +13,14 @@ from tinygpt_jax.config import Config
 from tinygpt_jax.files import write_atomically
 from tinygpt_jax.report import html, plots
 from tinygpt_jax.report.drawing import figures, percent
-from tinygpt_jax.runs.record import MAX_LOSS, RunRecord, WrittenStory, read_record
+from tinygpt_jax.runs.record import MAX_LOSS, NOT_TRAINED, RunRecord, WrittenStory, read_record
 from tinygpt_jax.terminal import harmless
 
 _SAMPLES_PER_PROMPT = 6
+_CORPUS_NAMES = {  # where those of corpus.json do not say it
+    "validation_entropy": "exact entropy, all validation stories",
+    "evaluated_entropy": "exact entropy, evaluated rows",
+}
 _CAPTIONS = {
     "loss": "Mean cross-entropy. Training: of the updates since the point before, with dropout if any. Validation: of "
     "held-out stories, without. A uniform guess costs ln V; the unigram entropy is the least that is possible without "
@@ -73,14 +77,15 @@ def _draw_pictures(record: RunRecord, folder: Path) -> Iterator[str]:
         "word_cloud": (record.words, partial(plots.word_cloud, record.words)),
         "story_lengths": (all(lengths), partial(plots.story_lengths, *lengths, layout=layout)),
     }
+    missing = [f"{name}.png" for name, (data, _) in pictures.items() if not data]
+    if missing and record.problems != [NOT_TRAINED]:
+        record.problems.append(f"not drawn, for lack of data: {', '.join(missing)}")
     yield html.heading("Pictures")
     for name, (data, draw) in pictures.items():
         path = folder / f"{name}.png"
         if data:
             title = draw(path)
             yield html.picture(path.read_bytes(), title, _CAPTIONS[name])
-        else:
-            record.problems.append(f"{path.name} is not drawn: there is no data for it")
 
 
 def _references(record: RunRecord) -> dict[str, float]:
@@ -137,7 +142,7 @@ def _stories(samples: list[WrittenStory]) -> Iterator[str]:
 def _corpus_rows(record: RunRecord) -> Iterator[tuple[str, str, str]]:
     for name, value in record.corpus.items():
         text = value if isinstance(value, str) else f"{value:,}" if isinstance(value, int) else f"{value:.4f}"
-        yield name.replace("_", " "), text + " nats per token" * name.endswith("entropy"), ""
+        yield _CORPUS_NAMES.get(name, name.replace("_", " ")), text + " nats per token" * name.endswith("entropy"), ""
 
 
 def _progress_rows(record: RunRecord) -> Iterator[tuple[str, str, str]]:
@@ -178,7 +183,7 @@ def _configuration(config: Config | None) -> Iterator[str]:
 
 def _setting(name: str, value: Any, default: Any) -> tuple[str, str, str]:
     shown, usual = ("not set" if x is None else str(x) for x in (value, default))
-    return name, shown, "" if value == default else f"default {usual}"
+    return name, shown, "" if value == default or name == "vocab_size" else f"default {usual}"  # which the stories set
 
 
 def _subtitle(record: RunRecord) -> str:

@@ -69,7 +69,7 @@ def learning_rate_curves(learning_rate: Curve, gradient_norm: Curve, clip_norm: 
         if clip_norm is not None and min(norms) / 100 < clip_norm < 100 * max(norms):  # one far away flattens the curve
             drawing.reference_line(below, clip_norm, f"clipped at {clip_norm:g}", above=norms[-1] <= clip_norm)
             norms.append(clip_norm)
-        drawing.limit_y(below, norms)
+        drawing.limit_y(below, norms, share=0.18)  # these axes are low
     return f"{title}. {norm_title}"
 
 
@@ -90,7 +90,7 @@ def comparison_curves(curves: Mapping[str, Curve], floor: float, uniform: float,
             _line(axes, curve, colour, f"{name} {figures(curve[-1][1])}")
         drawing.limit_y(axes, [value for _, value in [*right_curve, *wrong_curve]] + [floor, uniform])
         drawing.reference_line(axes, uniform, f"uniform guess {figures(uniform)}", above=True)
-        drawing.reference_line(axes, floor, f"lowest possible {figures(floor)}", above=False)
+        drawing.reference_line(axes, floor, f"lowest possible for {wrong} {figures(floor)}", above=False)
     return title
 
 
@@ -110,17 +110,17 @@ def story_lengths(
         title = f"{percent(share)} of the stories are cut at {context_length:,} tokens"
     else:
         title = f"{percent(share)} of the stories are longer than a row of {context_length:,}; packed, none is cut"
-    width = edges[1] - edges[0]
+    width, sides = edges[1] - edges[0], edges - 0.5  # a bin's lengths are whole numbers: it ends between two
     with drawing.picture(path, title) as (axes,):
         axes.set(xlabel="story length (tokens)", ylabel="stories")
         colours = np.where(beyond & (layout == "padded"), drawing.VERMILLION, drawing.BLUE)
-        axes.bar(edges[:-1], counts, width, align="edge", color=colours, edgecolor="white", linewidth=0.5)
+        axes.bar(sides[:-1], counts, width, align="edge", color=colours, edgecolor="white", linewidth=0.5)
         axes.margins(y=0.12)
         if edges[-1] - edges[-2] != width:
             tail = f"{edges[-2]:,} to {edges[-1] - 1:,}"
-            axes.annotate(tail, (edges[-2] + width, counts[-1]), (0, 4), textcoords="offset points", ha="right")
+            axes.annotate(tail, (sides[-2] + width, counts[-1]), (0, 4), textcoords="offset points", ha="right")
         if context_length <= 1.5 * edges[-2]:
-            axes.axvline(context_length + 1, label=f"context length {context_length:,}", **drawing.DASHED)
+            axes.axvline(context_length + 0.5, label=f"context length {context_length:,}", **drawing.DASHED)
     return title
 
 
@@ -142,6 +142,7 @@ def token_ranks(counts: np.ndarray, path: Path) -> str:
 
 def word_cloud(words: Mapping[str, int], path: Path) -> str:
     """Words (word -> occurrences, not empty), larger the more frequent, without those that all English is full of."""
+    drawing.import_matplotlib()  # which wordcloud imports
     from wordcloud import STOPWORDS, WordCloud
 
     telling = {word: count for word, count in words.items() if word.lower() not in STOPWORDS} or dict(words)

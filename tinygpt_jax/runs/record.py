@@ -18,6 +18,7 @@ from tinygpt_jax.runs.folder import LINES, WHOLE, has_changed
 
 Curve = Sequence[tuple[float, float]]  # (step, value)
 
+NOT_TRAINED = "not trained here yet: there is nothing to draw"
 MAX_LOSS = 700.0  # nats; beyond it the perplexity is no number any more
 _MAX_BINS = 10_000
 
@@ -82,10 +83,16 @@ def read_record(workdir: Path) -> RunRecord:
         )
     record = RunRecord(workdir.resolve().name)
     readers = {"config.json": _read_config, **dict.fromkeys(_CURVES, _read_curves)}
-    for name, read in (readers | {"samples.jsonl": _read_samples, "corpus.json": _read_corpus}).items():
+    readers |= {"samples.jsonl": _read_samples, "corpus.json": _read_corpus}
+    missing = [name for name in readers if not (workdir / name).exists()]
+    if len(missing) == len(readers) - 1 and "config.json" not in missing:  # imported, or begun just now
+        record.problems.append(NOT_TRAINED)
+    else:
+        record.problems += [f"{name} is not there" for name in missing]
+    for name, read in readers.items():
+        if name in missing:
+            continue
         try:
-            if not (workdir / name).exists():
-                raise UserError(f"{name} is not there")
             read(record, name, read_text(workdir / name, errors="replace"))  # what is left of a damaged file is used
         except UserError as error:
             record.problems.append(str(error))

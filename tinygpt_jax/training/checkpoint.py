@@ -67,6 +67,8 @@ def open_run(workdir: Path, which: Literal["best", "last"] = "best") -> Run:
     """
     found = checkpoints(workdir)
     if not found:
+        if workdir.is_file():
+            raise UserError(f"{workdir} is a file: give the folder of a run")
         what = "is not a folder" if not workdir.is_dir() else "has no checkpoint"
         raise UserError(f"{workdir} {what}: train first with python -m experiments.train --workdir {workdir}")
     readable = []
