@@ -242,8 +242,8 @@ def test_a_run_that_has_only_begun(run, capsys):
     for name in FILES[1:]:
         (run / name).unlink()
     page = Page(write_report(run))
-    assert not page.images and "not trained yet" in page.text and "no step logged yet" in page.text
-    assert capsys.readouterr().err == "warning: not trained yet: there is only a configuration\n"
+    assert not page.images and "not trained here yet" in page.text and "no step logged yet" in page.text
+    assert capsys.readouterr().err == "warning: not trained here yet: there is nothing to draw\n"
 
 
 @pytest.mark.parametrize("value", [None, True, "1", [], {}, -1, 1e16, 10**400, float("nan"), float("inf"), [[1]] * 9])

@@ -65,15 +65,15 @@ def import_matplotlib() -> None:
             matplotlib.rcParams["backend"] = backend
 
 
-def limit_y(axes: "Axes", values: Sequence[float], from_zero: bool = True) -> None:
-    """Fix the y axis around the values, with room for a name beyond either end; from 0 unless it is logarithmic."""
+def limit_y(axes: "Axes", values: Sequence[float], from_zero: bool = True, share: float = 0.08) -> None:
+    """Fix the y axis around the values, with a share of room at either end for a name; from 0 unless logarithmic."""
     low, high = min(values), max(values)
     if axes.get_yscale() == "log":
-        room = max((high / low) ** 0.08, 1.03)
+        room = max((high / low) ** share, 1.03)
         axes.set_ylim(low / room, high * room)
     else:
         low = min(0.0, low) if from_zero else low
-        room = 0.08 * (high - low) or 1.0
+        room = share * (high - low) or 1.0
         axes.set_ylim(low if from_zero else low - room, high + room)
 
 

@@ -69,7 +69,7 @@ def learning_rate_curves(learning_rate: Curve, gradient_norm: Curve, clip_norm: 
         if clip_norm is not None and min(norms) / 100 < clip_norm < 100 * max(norms):  # one far away flattens the curve
             drawing.reference_line(below, clip_norm, f"clipped at {clip_norm:g}", above=norms[-1] <= clip_norm)
             norms.append(clip_norm)
-        drawing.limit_y(below, norms)
+        drawing.limit_y(below, norms, share=0.18)  # these axes are low
     return f"{title}. {norm_title}"
 
 

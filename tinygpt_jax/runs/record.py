@@ -18,7 +18,7 @@ from tinygpt_jax.runs.folder import LINES, WHOLE, has_changed
 
 Curve = Sequence[tuple[float, float]]  # (step, value)
 
-NOT_TRAINED = "not trained yet: there is only a configuration"
+NOT_TRAINED = "not trained here yet: there is nothing to draw"
 MAX_LOSS = 700.0  # nats; beyond it the perplexity is no number any more
 _MAX_BINS = 10_000
 
