@@ -66,7 +66,7 @@ def import_matplotlib() -> None:
 
 
 def limit_y(axes: "Axes", values: Sequence[float], from_zero: bool = True, share: float = 0.08) -> None:
-    """Fix the y axis around the values, from 0 unless it is logarithmic, with this share of room at each end for a name."""
+    """Fix the y axis around the values, with a share of room at either end for a name; from 0 unless logarithmic."""
     low, high = min(values), max(values)
     if axes.get_yscale() == "log":
         room = max((high / low) ** share, 1.03)
