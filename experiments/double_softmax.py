@@ -16,7 +16,7 @@ from tempfile import TemporaryFile
 
 from experiments import cli
 from tinygpt_jax.config import DataConfig, ModelConfig, OptimizerConfig, TrainingConfig
-from tinygpt_jax.devices import use_device
+from tinygpt_jax.devices import restart_with_huge_pages, use_device
 from tinygpt_jax.errors import UsageError, UserError, require
 from tinygpt_jax.files import disk_errors
 from tinygpt_jax.terminal import progress
@@ -112,4 +112,5 @@ def train(arguments: Arguments, name: str) -> list[tuple[int, float]]:
 
 
 if __name__ == "__main__":
+    restart_with_huge_pages()
     cli.run(main)
