@@ -110,7 +110,7 @@ def check_end(code: int, errors: str, how: str, where: str) -> None:
     explained[FULL_DISK] = {1}
     allowed = {0}.union(*(codes for name, codes in explained.items() if name in how))
     # Python itself answers Ctrl-C while the command is still being imported, with a traceback.
-    interrupted = "SIGINT" in how and code in (1, -signal.SIGINT) and "KeyboardInterrupt" in errors
+    interrupted = "SIGINT" in how and code in allowed | {1} and "KeyboardInterrupt" in errors
     one_line = code != 1 or sum(line.startswith("error: ") for line in errors.splitlines()) == 1
     if not interrupted and (code not in allowed or not one_line or "Traceback" in errors):
         raise UserError(f"{where}, {how}: exit code {code}: {errors[-2000:]}")
