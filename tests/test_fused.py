@@ -19,6 +19,8 @@ MASK = jnp.arange(20).reshape(4, 5) % 3 > 0
 TARGETS = jnp.arange(12).reshape(2, 6)
 # Name of a function: the arguments of some calls, as shapes of numbers to draw, or as values.
 CALLS = {
+    "layer_norm": [[(2, 3, 8), (8,), (8,)], [(5, 1), (1,), (1,)]],
+    "self_attention": [[(2, 31, 24), 2], [(1, blockwise.LONG_CONTEXT + 33, 12), 1]],
     "linear": [[(2, 3, 4), (4, 9), (9,)], [(5, 9), (9, 4)], [(1, 1, 1), (1, 1), (1,)]],
     "feed_forward": [[(2, 3, 4), (4, 7), (7,), (7, 4), (4,), activation] for activation in ("relu", "gelu")],
     "embed": [[(11, 6), jnp.asarray(np.random.default_rng(1).integers(1, 11, (3, 50)))]],

@@ -124,6 +124,17 @@ def attention(
     return jnp.einsum("...qk,...ke->...qe", weights.astype(value.dtype), value)
 
 
+def self_attention(qkv: Float[Array, "b t d3"], n_heads: int) -> Float[Array, "b t d"]:
+    """Causal multi-head attention of a sequence to itself (Vaswani et al. 2017, 3.2.2).
+
+    Args:
+        qkv: queries, keys and values, `[..., 3 d]`, each of them the features of all heads side by side.
+        n_heads: how many heads share the features.
+    """
+    query, key, value = (split_heads(part, n_heads) for part in jnp.split(qkv, 3, axis=-1))
+    return merge_heads(attention(query, key, value, causal=True))
+
+
 def dropout(key: Key[Array, ""], x: Float[Array, "*shape"], rate: float) -> Float[Array, "*shape"]:
     """Set a random share of the features to 0 and scale the others up, so that the mean stays (Srivastava 2014).
 

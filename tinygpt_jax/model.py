@@ -186,15 +186,14 @@ class SelfAttention(_Part):
         out_weight = self.param("out_weight", _residual_init(d, self.config), (d, d))
         out_bias = self.param("out_bias", zeros, (d,))
 
-        query, key, value = (
-            F.split_heads(part, n_heads) for part in jnp.split(F.linear(x, qkv_weight, qkv_bias), 3, axis=-1)
-        )
+        qkv = F.linear(x, qkv_weight, qkv_bias)
         if cache is None:
-            mixed = F.attention(query, key, value, causal=True)
+            mixed = F.self_attention(qkv, n_heads)
         else:
+            query, key, value = (F.split_heads(part, n_heads) for part in jnp.split(qkv, 3, axis=-1))
             cache = (_write(cache[0], key, column), _write(cache[1], value, column))
-            mixed = F.attention(query, *cache, mask)
-        return F.linear(F.merge_heads(mixed), out_weight, out_bias), cache
+            mixed = F.merge_heads(F.attention(query, *cache, mask))
+        return F.linear(mixed, out_weight, out_bias), cache
 
 
 class FeedForward(_Part):

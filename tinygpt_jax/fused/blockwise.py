@@ -25,6 +25,12 @@ def attention(
     return F.attention(query, key, value, mask, causal)
 
 
+def self_attention(qkv: Float[Array, "b t d3"], n_heads: int) -> Float[Array, "b t d"]:
+    """`functional.self_attention`, with the `attention` above."""
+    query, key, value = (F.split_heads(part, n_heads) for part in jnp.split(qkv, 3, axis=-1))
+    return F.merge_heads(attention(query, key, value, causal=True))
+
+
 @partial(jax.custom_vjp, nondiff_argnums=(3,))
 def blockwise_attention(
     query: Float[Array, "*heads t e"],

@@ -87,11 +87,33 @@ def _chunk_losses(hidden, targets, head, vocab_size):
     """Token losses `[b, t]` and probabilities `[b, t, rows of head]`, both float32, of one piece."""
     # Stored in the dtype of the products: half the memory in bfloat16, and the float32 arithmetic below is fused.
     logits = jnp.einsum("btd,vd->btv", hidden, head)
-    logits = jnp.where(_vocabulary_index(logits) < vocab_size, logits.astype(jnp.float32), -jnp.inf)
-    logits = logits - jnp.max(logits, axis=-1, keepdims=True)
-    log_total = jnp.log(jnp.sum(jnp.exp(logits), axis=-1, keepdims=True))
-    target_logits = jnp.take_along_axis(logits, targets[..., None], axis=-1)
-    return (log_total - target_logits)[..., 0], jnp.exp(logits - log_total)
+    padding = jnp.finfo(jnp.float32).min
+    logits = jnp.where(_vocabulary_index(logits) < vocab_size, logits.astype(jnp.float32), padding)
+    largest, log_total = _log_sum_exp(logits)
+    # Shifted before anything is added up: large logits keep their digits.
+    target_logits = jnp.take_along_axis(logits, targets[..., None], axis=-1) - largest
+    return (log_total - target_logits)[..., 0], jnp.exp(logits - largest - log_total)
+
+
+def _log_sum_exp(x):
+    """The largest of the last axis, and ln(sum(exp(x - largest))); both float32 and with that axis of length 1."""
+
+    def in_two_passes(x):
+        largest = jnp.max(x, axis=-1, keepdims=True)
+        return largest, jnp.log(jnp.sum(jnp.exp(x - largest), axis=-1, keepdims=True))
+
+    def in_one_pass(x):
+        """The largest so far and the sum relative to it, merged in any order: a GPU reads the logits once."""
+
+        def merge(a, b):
+            largest = jnp.maximum(a[0], b[0])
+            return largest, a[1] * jnp.exp(a[0] - largest) + b[1] * jnp.exp(b[0] - largest)
+
+        start = (jnp.finfo(jnp.float32).min, jnp.float32(0))
+        largest, total = jax.lax.reduce((x, jnp.ones_like(x)), start, merge, (x.ndim - 1,))
+        return largest[..., None], jnp.log(total)[..., None]
+
+    return jax.lax.platform_dependent(x, cpu=in_two_passes, default=in_one_pass)
 
 
 def _cut_time(arrays, chunks):

@@ -12,27 +12,31 @@ from tinygpt_jax import functional as F
 def linear(
     x: Float[Array, "*batch i"], weight: Float[Array, "i o"], bias: Float[Array, " o"] | None = None
 ) -> Float[Array, "*batch o"]:
-    """`functional.linear`, with all positions of the batch as the rows of one matrix, and `product_over_rows`."""
-    y = _matrix_product(x.reshape(-1, x.shape[-1]), weight.astype(x.dtype))
-    y = y if bias is None else y + bias.astype(y.dtype)[None, :]
-    return y.reshape(*x.shape[:-1], weight.shape[-1])
+    """`functional.linear`, with all positions of the batch as the rows of one matrix, and `product_over_rows`.
+
+    What the rows say about weight and bias is summed in float32 and stays so, whatever the dtype of the rows.
+    """
+    y = _affine(x.reshape(-1, x.shape[-1]), weight, bias)
+    return y.reshape(*x.shape[:-1], weight.shape[-1])  # pyright: ignore[reportAttributeAccessIssue]
 
 
 @jax.custom_vjp
-def _matrix_product(rows, weight):
-    return rows @ weight
+def _affine(rows, weight, bias):
+    y = rows @ weight.astype(rows.dtype)
+    return y if bias is None else y + bias.astype(y.dtype)[None, :]
 
 
-def _matrix_product_forward(rows, weight):
-    return rows @ weight, (rows, weight)
+def _affine_forward(rows, weight, bias):
+    return _affine(rows, weight, bias), (rows, weight, bias)
 
 
-def _matrix_product_backward(residuals, gradient):
-    rows, weight = residuals
-    return gradient @ weight.T, product_over_rows(rows, gradient)
+def _affine_backward(residuals, gradient):
+    rows, weight, bias = residuals
+    bias_gradient = None if bias is None else jnp.sum(gradient, axis=0, dtype=bias.dtype)
+    return gradient @ weight.astype(rows.dtype).T, product_over_rows(rows, gradient, weight.dtype), bias_gradient
 
 
-_matrix_product.defvjp(_matrix_product_forward, _matrix_product_backward)
+_affine.defvjp(_affine_forward, _affine_backward)
 
 
 def product_over_rows(
@@ -63,4 +67,22 @@ def feed_forward(
 ) -> Float[Array, "*batch d"]:
     """`functional.feed_forward`, of the linear maps above."""
     hidden = linear(x, weight_in, bias_in)
-    return linear(F.relu(hidden) if activation == "relu" else F.gelu(hidden), weight_out, bias_out)
+    return linear(_relu(hidden) if activation == "relu" else F.gelu(hidden), weight_out, bias_out)
+
+
+@jax.custom_vjp
+def _relu(x):
+    """`functional.relu`, whose gradient needs the output, which is kept for the next product anyway."""
+    return F.relu(x)
+
+
+def _relu_forward(x):
+    y = F.relu(x)
+    return y, y
+
+
+def _relu_backward(y, gradient):
+    return (jnp.where(y > 0, gradient, jnp.zeros_like(gradient)),)
+
+
+_relu.defvjp(_relu_forward, _relu_backward)

@@ -1,0 +1,191 @@
+"""Causal self-attention for NVIDIA GPUs, in kernels written by hand: no score ever leaves the chip.
+
+In plain JAX the scores `[b, h, t, t]` and the weights made of them are written to the GPU's memory and read again, and
+queries, keys and values are copied apart by head before they meet. Here each program of a kernel takes a block of
+queries of one head of one sequence, reads what it needs where the product left it, and keeps a running maximum and sum
+of its softmax (Milakov & Gimelshein 2018; Dao et al. 2022, FlashAttention, algorithms 1 and 4). The backward kernels
+compute the weights anew from the sums.
+
+The kernels are written in Pallas, which hands them to Triton: `ref[rows]` loads a block from the GPU's memory, values
+between loads and stores live in registers, and `jnp.dot` runs on tensor cores.
+"""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import triton
+from jaxtyping import Array, Float
+
+from tinygpt_jax import fused
+
+_MOST_ROWS = 128  # queries or keys in a block; the scores of two such blocks fill a program's registers
+_LEAST_ROWS = 16  # what a tensor core multiplies
+
+
+def self_attention(qkv: Float[Array, "b t d3"], n_heads: int, *, interpret: bool = False) -> Float[Array, "b t d"]:
+    """`functional.self_attention`, in memory that grows with t, not with its square.
+
+    Args:
+        qkv: queries, keys and values of all heads, side by side.
+        n_heads: how many heads share the features of each.
+        interpret: run the kernels as ordinary JAX, on any device and slowly, as the tests do.
+    """
+    batch, length, features = qkv.shape
+    head_dim = features // (3 * n_heads)
+    if head_dim < _LEAST_ROWS or head_dim & (head_dim - 1):  # Triton's blocks are powers of two
+        return fused.self_attention(qkv, n_heads)  # pyright: ignore[reportReturnType]
+    block = min(_MOST_ROWS, max(_LEAST_ROWS, pl.next_power_of_2(length)))
+    # What is added at the end no earlier query looks at.
+    padded = jnp.pad(qkv, ((0, 0), (0, -length % block), (0, 0)))
+    mixed = _attention(padded.reshape(batch, -1, 3, n_heads, head_dim), block, interpret)
+    return mixed.reshape(batch, -1, n_heads * head_dim)[:, :length]
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(1, 2))
+def _attention(qkv, block, interpret):
+    """`[b, t, 3, h, e]` to `[b, t, h, e]`; t is a multiple of the block."""
+    return _forward(qkv, block, interpret)[0]
+
+
+def _forward(qkv, block, interpret):
+    batch, length, _, heads, head_dim = qkv.shape
+    out = jax.ShapeDtypeStruct((batch, length, heads, head_dim), qkv.dtype)
+    log_total = jax.ShapeDtypeStruct((batch, heads, length), jnp.float32)
+    out, log_total = _run(_forward_kernel, (qkv,), (out, log_total), block, interpret, warps=4)
+    return out, (qkv, out, log_total)
+
+
+def _backward(block, interpret, residuals, gradient):
+    run = partial(_run, block=block, interpret=interpret)
+    qkv, out, log_total = residuals
+    like = jax.ShapeDtypeStruct(qkv.shape, qkv.dtype)
+    if qkv.shape[1] == block:  # the whole sequence is one block: one kernel gives all gradients
+        return tuple(run(_whole_backward_kernel, (qkv, log_total, gradient), (like,), warps=8))
+    given = (qkv, out, log_total, gradient)
+    (queries,) = run(_query_backward_kernel, given, (jax.ShapeDtypeStruct(out.shape, out.dtype),), warps=8)
+    keys, values = run(_key_backward_kernel, given, (jax.ShapeDtypeStruct(out.shape, out.dtype),) * 2, warps=8)
+    return (jnp.stack([queries, keys, values], axis=2),)
+
+
+_attention.defvjp(_forward, _backward)
+
+
+def _run(kernel, arrays, results, block, interpret, warps):
+    """Run a kernel with a program for each sequence, head and block of rows; a program sees its head alone."""
+    batch, length, _, heads, _ = arrays[0].shape
+
+    def of_one_head(x):
+        if x.ndim == 3:  # [b, h, t]
+            return pl.BlockSpec((None, None, length), lambda b, h, i: (b, h, 0))
+        if x.ndim == 4:  # [b, t, h, e]
+            return pl.BlockSpec((None, length, None, x.shape[-1]), lambda b, h, i: (b, 0, h, 0))
+        return pl.BlockSpec((None, length, 3, None, x.shape[-1]), lambda b, h, i: (b, 0, 0, h, 0))
+
+    return pl.pallas_call(
+        partial(kernel, block=block),
+        grid=(batch, heads, length // block),
+        in_specs=[of_one_head(x) for x in arrays],
+        out_specs=[of_one_head(x) for x in results],
+        out_shape=results,
+        compiler_params=triton.CompilerParams(num_warps=warps, num_stages=2),
+        interpret=interpret,
+        name=kernel.__name__.strip("_"),
+    )(*arrays)
+
+
+# In the kernels: qkv [t, 3, e]; out, gradient and a gradient's results [t, e]; log_total [t].
+_dot = partial(jax.lax.dot_general, preferred_element_type=jnp.float32)
+_NN, _NT, _TN = (((1,), (0,)), ((), ())), (((1,), (1,)), ((), ())), (((0,), (0,)), ((), ()))  # a b, a b^T, a^T b
+
+
+def _forward_kernel(qkv, out, log_total, *, block):
+    i = pl.program_id(2)
+    query = qkv[_rows(i, block), 0]
+
+    def meet(j, carry):
+        largest, total, mixed = carry
+        key, value = qkv[_rows(j, block), 1], qkv[_rows(j, block), 2]
+        scores = _scores(query, key, i, j)
+        new_largest = jnp.maximum(largest, jnp.max(scores, axis=1))
+        exponents = jnp.exp(scores - new_largest[:, None])
+        shrink = jnp.exp(largest - new_largest)
+        mixed = mixed * shrink[:, None] + _dot(exponents.astype(value.dtype), value, _NN)
+        return new_largest, total * shrink + jnp.sum(exponents, axis=1), mixed
+
+    smallest = jnp.full((block,), jnp.finfo(jnp.float32).min)
+    start = (smallest, jnp.zeros((block,), jnp.float32), jnp.zeros(query.shape, jnp.float32))
+    largest, total, mixed = jax.lax.fori_loop(0, i + 1, meet, start)
+    out[_rows(i, block)] = (mixed / total[:, None]).astype(out.dtype)
+    log_total[_rows(i, block)] = largest + jnp.log(total)
+
+
+def _whole_backward_kernel(qkv, log_total, gradient, qkv_gradient, *, block):
+    query, key, value = (qkv[:, part] for part in range(3))
+    g = gradient[:, :]
+    weights = jnp.exp(_scores(query, key, 0, 0) - log_total[:][:, None])
+    qkv_gradient[:, 2] = _dot(weights.astype(g.dtype), g, _TN).astype(qkv_gradient.dtype)
+    weights_gradient = _dot(g, value, _NT)
+    shared = jnp.sum(weights * weights_gradient, axis=1)
+    scores_gradient = _scores_gradient(weights, weights_gradient, shared, query)
+    qkv_gradient[:, 0] = _dot(scores_gradient, key, _NN).astype(qkv_gradient.dtype)
+    qkv_gradient[:, 1] = _dot(scores_gradient, query, _TN).astype(qkv_gradient.dtype)
+
+
+def _query_backward_kernel(qkv, out, log_total, gradient, query_gradient, *, block):
+    i = pl.program_id(2)
+    rows = _rows(i, block)
+    query, g, total = qkv[rows, 0], gradient[rows], log_total[rows]
+    shared = _shared(out[rows], g)
+
+    def meet(j, so_far):
+        key, value = qkv[_rows(j, block), 1], qkv[_rows(j, block), 2]
+        weights = jnp.exp(_scores(query, key, i, j) - total[:, None])
+        scores_gradient = _scores_gradient(weights, _dot(g, value, _NT), shared, query)
+        return so_far + _dot(scores_gradient, key, _NN)
+
+    start = jnp.zeros(query.shape, jnp.float32)
+    query_gradient[rows] = jax.lax.fori_loop(0, i + 1, meet, start).astype(query_gradient.dtype)
+
+
+def _key_backward_kernel(qkv, out, log_total, gradient, key_gradient, value_gradient, *, block):
+    j = pl.program_id(2)
+    key, value = qkv[_rows(j, block), 1], qkv[_rows(j, block), 2]
+
+    def meet(i, so_far):
+        rows = _rows(i, block)
+        query, g = qkv[rows, 0], gradient[rows]
+        weights = jnp.exp(_scores(query, key, i, j) - log_total[rows][:, None])
+        scores_gradient = _scores_gradient(weights, _dot(g, value, _NT), _shared(out[rows], g), query)
+        return (
+            so_far[0] + _dot(scores_gradient, query, _TN),
+            so_far[1] + _dot(weights.astype(g.dtype), g, _TN),
+        )
+
+    start = (jnp.zeros(key.shape, jnp.float32),) * 2
+    sums = jax.lax.fori_loop(j, pl.num_programs(2), meet, start)
+    for gradient_of, total in zip((key_gradient, value_gradient), sums, strict=True):
+        gradient_of[_rows(j, block)] = total.astype(gradient_of.dtype)
+
+
+def _rows(i, block):
+    return pl.ds(i * block, block)
+
+
+def _scores(query, key, i, j):
+    """Scores of query block i and key block j, where a query may look; float32 `[q, k]`."""
+    scores = _dot(query, key, _NT) * query.shape[-1] ** -0.5
+    row, column = (jax.lax.broadcasted_iota(jnp.int32, scores.shape, axis) for axis in (0, 1))
+    rows, columns = scores.shape
+    return jnp.where(j * columns + column <= i * rows + row, scores, jnp.finfo(jnp.float32).min)
+
+
+def _shared(out, gradient):
+    """Each query's sum of weight x gradient of weight, which the softmax's derivative subtracts."""
+    return jnp.sum(out.astype(jnp.float32) * gradient.astype(jnp.float32), axis=1)
+
+
+def _scores_gradient(weights, weights_gradient, shared, query):
+    scale = query.shape[-1] ** -0.5
+    return (weights * (weights_gradient - shared[:, None]) * scale).astype(query.dtype)
