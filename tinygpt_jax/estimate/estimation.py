@@ -52,12 +52,13 @@ def account(compiled: Compiled, request: Request) -> Estimate:
     heaviest, _ = kernels_and_exchanges(program, compiled.written_by_hand, max)
     if decodes:  # all texts together get a token in each round of the loop
         lightest, heaviest = ([kernel for kernel in found if kernel.in_open_loop] for found in (lightest, heaviest))
+        exchanges = []  # one device decodes
     return Estimate(
         compiled.arguments_bytes,
         compiled.most_bytes,
         by_part(lightest, exchanges, card(request.card), "choosing the token" if decodes else "optimizer"),
         sum(exchange.sent * exchange.times for exchange in exchanges),
-        sum(kernel.times for kernel in heaviest),
+        sum(launched.times for launched in (*heaviest, *exchanges)),
         compiled.seconds,
     )
 

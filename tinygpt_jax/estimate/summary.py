@@ -104,7 +104,8 @@ def _parts(document: dict[str, Any], what: str) -> Iterator[str]:
     for name, part in (document["parts"] | {"all": document["total"]}).items():
         gigabytes, tera, milliseconds = part["bytes"] / 1e9, part["flops"] / 1e12, part["seconds"] * 1e3
         yield f"{name:<34}{part['kernels']:>8,}{gigabytes:>9.3f}{tera:>9.3f}{milliseconds:>9.3f}"
-    if more := document["most_kernels"] - document["total"]["kernels"]:
+    more = document["most_kernels"] - document["total"]["kernels"]
+    if more and document["what"] == "generate":
         yield f"(with --top-k and --top-p {more:,} more kernels)"
     if document["sent_bytes"]:
         yield f"each device sends {document['sent_bytes'] / 1e6:,.1f} MB to the others"
