@@ -35,6 +35,8 @@ _PEAK_FLOPS = {
 }
 _DETAILS = re.compile(r"^(NVIDIA |Tesla |GeForce )+|[ -](SXM\d|\d+GB|HBM3e?)\b")
 
+AMPERE = 8.0  # NVIDIA's first generation (2020) with bfloat16 in its tensor cores
+
 # The file of a loaded NVIDIA driver.
 _NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
 # Whether Linux gives programs large pages: always, where they ask for them (madvise), or never.
@@ -173,7 +175,15 @@ def resolve_dtype(name: Literal["auto", "float32", "bfloat16"]):
 
     if name != "auto":
         return jnp.dtype(name)
-    device = jax.devices()[0]
-    # Ampere (8.0) is NVIDIA's first generation with bfloat16 in its tensor cores.
-    fast = device.platform == "tpu" or float(getattr(device, "compute_capability", 0)) >= 8.0
+    fast = jax.default_backend() == "tpu" or nvidia_generation() >= AMPERE
     return jnp.dtype(jnp.bfloat16 if fast else jnp.float32)
+
+
+def nvidia_generation() -> float:
+    """The compute capability of the NVIDIA GPU that JAX runs on, such as 9.0; 0 without one."""
+    import jax
+
+    try:
+        return float(getattr(jax.devices()[0], "compute_capability", 0))
+    except ValueError:  # AMD's GPUs have names there
+        return 0.0

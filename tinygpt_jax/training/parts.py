@@ -6,7 +6,7 @@ import sys
 import jax
 from jax.sharding import Mesh
 
-from tinygpt_jax import fused
+from tinygpt_jax.arithmetic import resolve_arithmetic
 from tinygpt_jax.config import MOST_STEPS, Config, ModelConfig
 from tinygpt_jax.data.batches import EvaluationBatches, Rows, TrainingBatches
 from tinygpt_jax.data.corpus import Corpus
@@ -34,7 +34,8 @@ class Parts:
             Rows(split, config.data.layout, model.context_length, corpus.tokenizer.end_of_text)
             for split in (corpus.train, corpus.validation)
         )
-        self.model = GPT(model, resolve_dtype(training.compute_dtype), training.remat, fused)
+        arithmetic = resolve_arithmetic(training.arithmetic)
+        self.model = GPT(model, resolve_dtype(training.compute_dtype), training.remat, arithmetic)
         self.batches = TrainingBatches(train, training.batch_size, training.seed)
         self.validation = EvaluationBatches(validation, training.batch_size, training.eval_batches)
         steps = training.steps or training.epochs * self.batches.per_epoch
