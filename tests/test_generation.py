@@ -209,14 +209,14 @@ def test_the_cache_is_updated_in_place(small):
     """Guards: a copy of the cache for each token or each fetch. (For a single row XLA's CPU compiler does copy.)"""
     model, params = small
     keys, settings = jax.random.split(jax.random.key(0), 2), as_scalars(GREEDY)
-    state = decoding._read_windows(model, params, [[256, 1], [256]], 1, np.zeros(2, bool), 0, 256, settings)
+    state = decoding._read_windows(model, params, [[256, 1], [256]], np.zeros(2, bool), keys, settings, 0, 256)
     program = decoding._write.lower(model, params, state, keys, settings, 4, 256, 4).compile().as_text()
     shape = "f32[" + ",".join(map(str, state.cache[0][0].shape)) + "]"
     assert shape in program
     assert not [line for line in program.splitlines() if f"= {shape}" in line and " copy(" in line]
     after, _ = decoding._write(model, params, state, keys, settings, 4, 256, 4)
     assert all(array.is_deleted() for layer in state.cache for array in layer)
-    assert int(after.step) == 4
+    assert int(after.step) == 5
 
 
 def test_a_full_window_is_halved():

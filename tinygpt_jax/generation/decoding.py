@@ -53,24 +53,27 @@ def decode(
     if idle:
         windows, keys = [*windows, *[[end_of_text]] * idle], jnp.resize(keys, (rows + idle,))
     ended = np.arange(rows + idle) >= rows
-    step, column, state = 0, capacity, None
+    step, state = 0, None
     while step < max_new_tokens and not ended.all():
-        if column == capacity:
+        column = max(map(len, windows)) - 1
+        if state is None or column == capacity:
             # A row is cut only when its own window is full, so that its text is that of the row alone.
             windows = [
                 [end_of_text] if done else fit_window(window, capacity)
                 for window, done in zip(windows, ended, strict=True)
             ]
-            column = max(map(len, windows)) - 1
-            state = _read_windows(model, params, windows, column, ended, step, end_of_text, settings)
-        limit = min(stride, max_new_tokens - step, capacity - column)
-        state, written = _write(model, params, state, keys, settings, limit, end_of_text, stride)
+            limit = 1
+            state = _read_windows(model, params, windows, ended, keys, settings, step, end_of_text)
+            written = state.token[:, None]
+        else:
+            limit = min(stride, max_new_tokens - step, capacity - column)
+            state, written = _write(model, params, state, keys, settings, limit, end_of_text, stride)
         written = jax.device_get(written)[:, :limit]
         over = ended[:, None] | np.logical_or.accumulate(written == end_of_text, axis=1)
         written = written[:, : limit - max(0, over.all(axis=0).sum() - 1)]
         ended = over[:, -1]
         windows = [[*window, *new] for window, new in zip(windows, written.tolist(), strict=True)]
-        step, column = step + written.shape[1], column + written.shape[1]
+        step += written.shape[1]
         yield written[:rows]
 
 
@@ -81,13 +84,24 @@ def prepare(model: GPT, params: Any) -> tuple[GPT, Any]:
     that dtype: of the embedding only rows are read. Without anything to cast all arrays stay those that they are.
     """
 
-    def cast(path, leaf):
-        return leaf if path[-1].key in _NOT_IN_PRODUCTS else jnp.asarray(leaf, model.compute_dtype)
-
     if model.config.tie_embeddings:
         params = {**params, "head_weight": params["token_embedding"]}
         model = model.clone(config=replace(model.config, tie_embeddings=False))
-    return model, jax.tree.map_with_path(cast, params)
+    leaves, tree = jax.tree.flatten_with_path(params)
+    leaves = dict(leaves)
+    others = {
+        path: leaf
+        for path, leaf in leaves.items()
+        if path[-1].key not in _NOT_IN_PRODUCTS and leaf.dtype != model.compute_dtype
+    }
+    if others:
+        leaves |= dict(zip(others, _cast(list(others.values()), jnp.dtype(model.compute_dtype)), strict=True))
+    return model, jax.tree.unflatten(tree, leaves.values())
+
+
+@partial(jax.jit, static_argnames="dtype")
+def _cast(arrays, dtype):
+    return [array.astype(dtype) for array in arrays]
 
 
 def least_rows(platform: str) -> int:
@@ -119,29 +133,29 @@ class _State(NamedTuple):
     step: Int[Array, ""]  # tokens written
 
 
-def _read_windows(model, params, windows, column, ended, step, end_of_text, settings) -> _State:
-    """Read all but the last token of each window into a fresh cache, in one pass.
+def _read_windows(model, params, windows, ended, keys, settings, step, end_of_text) -> _State:
+    """Read the windows into a fresh cache, in one pass, and write a token.
 
     The width is rounded up to a power of two, so that few programs are compiled. What is read beyond the windows'
     end is written over before it is looked at.
     """
-    width = min(1 << max(column - 1, 0).bit_length(), model.config.context_length)
-    start = np.array([column + 1 - len(window) for window in windows], np.int32)
+    length = max(map(len, windows))
+    width = min(1 << (length - 1).bit_length(), model.config.context_length)
+    start = np.array([length - len(window) for window in windows], np.int32)
     tokens = np.full((len(windows), width), end_of_text, np.int32)
     for row, window in enumerate(windows):
-        tokens[row, start[row] : column] = window[:-1]
-    cache, seen = _read(model, params, tokens, start, end_of_text, "repetition_penalty" in settings)
-    last = jnp.array([window[-1] for window in windows], jnp.int32)
-    return _State(cache, seen, last, jnp.array(ended), jnp.int32(column), jnp.array(start), jnp.int32(step))
+        tokens[row, start[row] : length] = window
+    step, last = jnp.int32(step), jnp.int32(length - 1)
+    return _read(model, params, tokens, last, start, ended, keys, settings, step, end_of_text)
 
 
-@partial(jax.jit, static_argnames=("model", "with_seen"))
-def _read(model, params, tokens, start, end_of_text, with_seen):
+@partial(jax.jit, static_argnames="model")
+def _read(model, params, tokens, last, start, ended, keys, settings, step, end_of_text) -> _State:
     rows, config = tokens.shape[0], model.config
+    seen = jnp.zeros((rows, config.vocab_size), bool) if "repetition_penalty" in settings else None
     cache = empty_cache(config, rows, config.context_length, model.compute_dtype)
-    _, cache = model.apply({"params": params}, tokens, cache, jnp.int32(0), start, method="decode")
-    seen = mark_seen(jnp.zeros((rows, config.vocab_size), bool), tokens, end_of_text) if with_seen else None
-    return cache, seen
+    state = _State(cache, seen, tokens[:, 0], ended, jnp.int32(0), start, step)
+    return _next(model, params, state, tokens, last, keys, settings, end_of_text)
 
 
 @partial(jax.jit, static_argnames=("model", "stride"), donate_argnames="state")
@@ -158,20 +172,25 @@ def _write(model, params, state: _State, keys, settings, limit, end_of_text, str
         written, state, _ = carry
         return (written < limit) & ~jnp.all(state.ended)
 
-    def write_token(carry):
-        written, state, tokens = carry
-        read = (state.token[:, None], state.cache, state.column, state.start)
-        logits, cache = model.apply({"params": params}, *read, method="decode")
-        seen = None if state.seen is None else mark_seen(state.seen, state.token[:, None], end_of_text)
-        step_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, state.step)
-        token = next_token(step_keys, logits, seen, **settings)
-        ended = state.ended | (token == end_of_text)
-        tokens = jax.lax.dynamic_update_slice_in_dim(tokens, token[:, None], written, axis=1)
-        return written + 1, _State(cache, seen, token, ended, state.column + 1, state.start, state.step + 1), tokens
-
     def go_on(carry):
         return jax.lax.platform_dependent(carry, cpu=unfinished, default=lambda carry: carry[0] < stride)
+
+    def write_token(carry):
+        written, state, tokens = carry
+        state = _next(model, params, state, state.token[:, None], 0, keys, settings, end_of_text)
+        return written + 1, state, jax.lax.dynamic_update_slice_in_dim(tokens, state.token[:, None], written, axis=1)
 
     tokens = jnp.zeros((state.token.shape[0], stride), jnp.int32)
     _, state, tokens = jax.lax.while_loop(go_on, write_token, (0, state, tokens))
     return state, tokens
+
+
+def _next(model, params, state: _State, tokens, last, keys, settings, end_of_text) -> _State:
+    """Read tokens, and write the one that follows the `last` of them."""
+    read = (tokens, state.cache, state.column, state.start, last)
+    logits, cache = model.apply({"params": params}, *read, method="decode")
+    seen = None if state.seen is None else mark_seen(state.seen, tokens, end_of_text)
+    step_keys = jax.vmap(jax.random.fold_in, (0, None))(keys, state.step)
+    token = next_token(step_keys, logits, seen, **settings)
+    ended = state.ended | (token == end_of_text)
+    return _State(cache, seen, token, ended, state.column + last + 1, state.start, state.step + 1)
