@@ -89,8 +89,9 @@ class GPT(nn.Module):
         cache: tuple[LayerCache, ...],
         column: Int[Array, ""],
         start: Int[Array, " b"],
+        last: Int[Array, ""] | int = -1,
     ) -> tuple[Float[Array, "b v"], tuple[LayerCache, ...]]:
-        """Read `tokens` into the cache at columns `column ...`, and return the logits after the last of them.
+        """Read `tokens` into the cache at columns `column ...`, and return the logits after the `last` of them.
 
         Rows of different lengths are aligned at their ends: row i's text begins at column `start[i]`, and what
         stands before it is never looked at.
@@ -104,7 +105,7 @@ class GPT(nn.Module):
         for block, layer in zip(self.blocks, cache, strict=True):
             x, layer = block(x, cache=layer, column=column, mask=mask[:, None])
             layers.append(layer)
-        x = x[:, -1:]
+        x = jax.lax.dynamic_slice_in_dim(x, last, 1, axis=1)
         if self.config.norm == "pre":
             x = self.final_norm(x)
         return self.logits(x)[:, 0], tuple(layers)
