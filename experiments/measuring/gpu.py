@@ -32,7 +32,7 @@ from experiments.measuring.gpu_parts.profile import profile
 from experiments.measuring.gpu_parts.runs import deterministic, kill, runs
 from experiments.measuring.gpu_parts.task import Part, Task
 from experiments.measuring.gpu_parts.worker import read_result, run_part, write_result
-from experiments.measuring.tables import print_table
+from experiments.measuring.tables import Table, print_table
 from tinygpt_jax.devices import instruction_sets, restart_with_huge_pages
 from tinygpt_jax.errors import UserError, require
 
@@ -81,7 +81,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     task = Task(
         arguments.out.absolute(), source, arguments.updates, arguments.repeats, arguments.quick, begun=time.time()
     )
-    failed = []
+    failed, reached = [], {}
     for name in arguments.parts:
         part, limit = PARTS[name]
         result = run_part(part, task, limit)
@@ -90,18 +90,21 @@ def main(argv: Sequence[str] | None = None) -> None:
         told = f"failed: {result['error']}" if result["error"] else "done"
         print(f"\n{name}: {told}, {result['seconds']:.0f} s", flush=True)
         failed += [name] if result["error"] else []
-        _write_report(task, machine)
+        reached = _write_report(task, machine)
+    print_table("goals for one NVIDIA H100", reached)
+    print(f"\n{task.out / 'gpu.html'}: everything on one page")
     if failed:
         raise UserError(f"{', '.join(failed)} failed; {task.out / 'parts'} holds what each printed")
 
 
-def _write_report(task: Task, machine: dict[str, str]) -> None:
-    """Of all parts that lie in the folder."""
+def _write_report(task: Task, machine: dict[str, str]) -> Table:
+    """Of all parts that lie in the folder; returns the goals."""
     files = {name: task.out / "parts" / f"{name}.json" for name in PARTS}
     parts = {name: read_result(file) for name, file in files.items() if file.exists()}
     report = {"date": datetime.date.today().isoformat(), "machine": machine, "goals": goals(parts), "parts": parts}
     write_result(task.out / "gpu.json", report)
     write_page(task.out / "gpu.html", report)
+    return report["goals"]
 
 
 def _machine() -> dict[str, str]:

@@ -11,6 +11,8 @@ Spread = tuple[float, float, float]
 Cell = float | Spread | str
 Table = dict[str, dict[str, Cell]]
 
+_WIDEST = 100  # letters of a cell that is printed
+
 
 def take_turns(turns: Mapping[str, Callable[[], float]], repeats: int, uncounted: int = 0) -> dict[str, list[float]]:
     """Let each contestant measure itself once, then each again, and so on; what they found from turn `uncounted` on."""
@@ -32,10 +34,13 @@ def spread(values: Iterable[float]) -> Spread:
 
 
 def print_table(title: str, table: Table) -> None:
-    """Print a title, the names of the columns, and a line for each row."""
-    widths = [max(map(len, cells)) for cells in zip(*lines_of(table), strict=True)]
+    """Print a title, the names of the columns, and a line for each row; of long words the beginning."""
+    lines = [
+        [cell if len(cell) <= _WIDEST else f"{cell[: _WIDEST - 3]}..." for cell in cells] for cells in lines_of(table)
+    ]
+    widths = [max(map(len, cells)) for cells in zip(*lines, strict=True)]
     print(f"\n{title}")
-    for name, *cells in lines_of(table):
+    for name, *cells in lines:
         padded = (cell.rjust(width) for cell, width in zip(cells, widths[1:], strict=True))
         print(name.ljust(widths[0]), *padded, sep="  ")
     sys.stdout.flush()

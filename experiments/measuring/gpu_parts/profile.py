@@ -38,7 +38,9 @@ def _profile(task: Task, batch_size: int) -> Iterator[Piece]:
 
     folder = task.out / "trace" / str(batch_size)
     shutil.rmtree(folder, ignore_errors=True)
-    with jax.profiler.trace(str(folder)):
+    options = jax.profiler.ProfileOptions()
+    options.python_tracer_level = 0  # it would slow down what gives the device its work
+    with jax.profiler.trace(str(folder), profiler_options=options):
         train(trainer, batches)
     kernels, names = trace.read_trace(folder), trace.op_names(update.as_text() or "")
     yield f"kernels by part, {title}", trace.by_part(kernels, names, _UPDATES)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from experiments.measuring.tables import Table
+from tinygpt_jax.errors import UserError
 
 # Where an operation belongs, by the modules and functions in its `op_name`; the first that fits. A kernel that XLA
 # fused of several operations is named after its last.
@@ -32,7 +33,11 @@ class Kernel(NamedTuple):
 
 
 def read_trace(folder: Path) -> list[Kernel]:
-    """All launches in a trace, in order: those of a GPU, or where there is none what a CPU did for each instruction."""
+    """All launches in a trace, in order: those of a GPU, or where there is none what a CPU did for each instruction.
+
+    Raises:
+        UserError: there is nothing.
+    """
     from jax.profiler import ProfileData
 
     planes = [p for file in sorted(folder.rglob("*.xplane.pb")) for p in ProfileData.from_file(str(file)).planes]
@@ -47,6 +52,8 @@ def read_trace(folder: Path) -> list[Kernel]:
                 if devices or instruction:
                     start, seconds = event.start_ns / 1e9, event.duration_ns / 1e9
                     kernels.append(Kernel(event.name, instruction, start, seconds))
+    if not kernels:
+        raise UserError(f"the trace in {folder} tells of no kernel: may this user read the GPU's counters (CUPTI)?")
     return sorted(kernels, key=lambda kernel: kernel.start)
 
 

@@ -30,7 +30,9 @@ def run_part(part: Part, task: Task, limit: float) -> Result:
         process.join(limit)
         late = process.is_alive()
     finally:  # also of Ctrl-C
-        _kill_with_children(process.pid)
+        with contextlib.suppress(ProcessLookupError):  # all are gone, or it has no group of its own yet
+            os.killpg(process.pid or 0, signal.SIGKILL)
+        process.kill()
         process.join()
     result = read_result(file)
     result["seconds"] = time.monotonic() - begun
@@ -74,9 +76,3 @@ def _work(part: Part, task: Task, file: Path) -> None:
         raise
     finally:
         sys.stdout.flush()
-
-
-def _kill_with_children(pid: int | None) -> None:
-    """The process and all that it started."""
-    with contextlib.suppress(ProcessLookupError):  # it is gone, or has no group yet
-        os.killpg(pid or 0, signal.SIGKILL)
