@@ -34,7 +34,7 @@ class Parts:
             Rows(split, config.data.layout, model.context_length, corpus.tokenizer.end_of_text)
             for split in (corpus.train, corpus.validation)
         )
-        self.model = GPT(model, resolve_dtype(training.compute_dtype), training.remat, fused)
+        self.model = make_model(self.config, mesh)
         self.batches = TrainingBatches(train, training.batch_size, training.seed)
         self.validation = EvaluationBatches(validation, training.batch_size, training.eval_batches)
         steps = training.steps or training.epochs * self.batches.per_epoch
@@ -45,6 +45,12 @@ class Parts:
         self.learning_rate = learning_rate_schedule(config.optimizer, self.total_steps)
         self.optimizer = make_optimizer(config.optimizer, self.total_steps)
         self.update = make_train_step(self.model, self.optimizer, training, mesh)
+
+
+def make_model(config: Config, mesh: Mesh) -> GPT:
+    """The network as it is trained on the mesh's devices."""
+    training = config.training
+    return GPT(config.model, resolve_dtype(training.compute_dtype, mesh.devices.flat[0]), training.remat, fused)
 
 
 def check_memory(config: Config) -> None:
