@@ -9,12 +9,13 @@ import pytest
 
 from experiments.measuring import gpu
 from experiments.measuring.gpu_parts import trace
-from experiments.measuring.gpu_parts.page import goals
+from experiments.measuring.gpu_parts.page import goals, write_page
 from experiments.measuring.gpu_parts.runs import kill
 from experiments.measuring.gpu_parts.task import Task
 from experiments.measuring.gpu_parts.trace import Kernel
 from experiments.measuring.gpu_parts.worker import read_result, run_part
 from experiments.measuring.peers import OURS
+from tinygpt_jax.cards import CARDS
 from tinygpt_jax.errors import UsageError, UserError
 
 
@@ -127,6 +128,36 @@ def test_kernels_find_their_part_of_the_model():
     (first, row), *_ = trace.longest(kernels, names, updates=2, most=3).items()
     assert first == "1. loop_add_fusion" and row["us each"] == pytest.approx(4000) and row["part"] == "LayerNorm"
     assert "blocks_N/attention_norm" in row["operation"]
+
+
+def test_words_are_shown_on_the_page_and_not_obeyed(tmp_path):
+    part = {"seconds": 1.0, "error": "<i>no</i>", "tables": {"samples": {"<a>": {"story": "<script>", "words": 3}}}}
+    report = {"date": "today", "machine": {"GPU": "<b>"}, "goals": goals({}), "parts": {"runs": part}}
+    write_page(tmp_path / "gpu.html", report)
+    page = (tmp_path / "gpu.html").read_text()
+    assert "&lt;script&gt;" in page and "&lt;b&gt;" in page and "&lt;i&gt;no" in page and "&lt;a&gt;" in page
+    assert all(word not in page for word in ("<script>", "<b>", "<i>no", "<a>"))
+
+
+def test_what_was_measured_stands_beside_the_estimate():
+    """A product that a library does, of 4,096 rows, and an addition: the first is bound by arithmetic."""
+    program = """HloModule m
+
+ENTRY %main (a: bf16[4096,768], b: bf16[768,3072]) -> bf16[4096,3072] {
+  %a = bf16[4096,768]{1,0} parameter(0)
+  %b = bf16[768,3072]{1,0} parameter(1)
+  %product.1 = (bf16[4096,3072]{1,0}, s8[4]{0}) custom-call(%a, %b), custom_call_target="__cublas$gemm", \
+metadata={op_name="blocks_3/feed_forward/dot_general"}, backend_config={"lhs_contracting_dimensions":["1"]}
+  ROOT %add.1 = bf16[4096,3072]{1,0} add(%product.1, %product.1), metadata={op_name="jit(f)/GPT.hidden/add"}
+}
+"""
+    card = CARDS["h100"]
+    measured = {"products of the blocks": {"ms/update": 0.05}, "all": {"ms/update": 0.1}}
+    table = trace.beside_the_estimate(measured, program, card)
+    best = 1000 * 2 * 4096 * 768 * 3072 / (0.7 * 989e12)
+    assert table["products of the blocks"] == {"measured, ms": 0.05, "at best, ms": pytest.approx(best)}
+    assert table["dropout and residuals"]["measured, ms"] == 0.0
+    assert table["all"]["measured, ms"] == 0.1 and table["all"]["at best, ms"] > best
 
 
 def test_goals_are_met_from_above_or_below():

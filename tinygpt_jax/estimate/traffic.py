@@ -178,6 +178,8 @@ def _product_flops(program: Program, computation: Computation, instruction: Inst
     """FLOP of all products in a kernel, and what they multiply."""
     if instruction.opcode == "dot":
         return _dot_flops(computation, instruction), computation[instruction.operands[0]].result[0].dtype
+    if instruction.target.startswith("__cublas"):  # only where XLA could try kernels out, on the card itself
+        return _library_flops(computation, instruction), computation[instruction.operands[0]].result[0].dtype
     total, dtype = 0.0, ""
     for name in instruction.called:
         body = program.computations[name]
@@ -191,3 +193,9 @@ def _dot_flops(computation: Computation, dot: Instruction) -> float:
     summed = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", dot.attributes)
     dims = computation[dot.operands[0]].result[0].dims
     return 2.0 * dot.size * math.prod(dims[int(axis)] for axis in (summed[1] if summed else "").split(",") if axis)
+
+
+def _library_flops(computation: Computation, product: Instruction) -> float:
+    summed = re.search(r'"lhs_contracting_dimensions":\["(\d+)"', product.attributes)
+    dims = computation[product.operands[0]].result[0].dims
+    return 2.0 * product.result[0].size * dims[int(summed[1]) if summed else -1]

@@ -6,20 +6,13 @@ from pathlib import Path
 from typing import NamedTuple
 
 from experiments.measuring.tables import Table
+from tinygpt_jax.cards import Card
 from tinygpt_jax.errors import UserError
+from tinygpt_jax.estimate import roofline
+from tinygpt_jax.estimate.program import read_program
+from tinygpt_jax.estimate.traffic import kernels_and_exchanges
 
-# Where an operation belongs, by the modules and functions in its `op_name`; the first that fits. A kernel that XLA
-# fused of several operations is named after its last.
-_PLACES = (
-    ("embedding", r"_embed"),
-    ("LayerNorm", r"norm\b"),
-    ("products of the blocks", r"blocks_\d+/(?!.*(qe|qk|pallas_call))(attention|feed_forward)/.*dot_general"),
-    ("attention", r"/attention/"),
-    ("feed-forward: activation, biases", r"/feed_forward/"),
-    ("dropout and residuals", r"GPT\.hidden|/blocks_\d+"),
-    ("head and loss", r"GPT\.loss"),
-    ("optimizer", r"."),
-)
+_REST = "optimizer"  # what is in no module of the model
 _UNKNOWN = "not told"  # which instruction a kernel is of
 
 
@@ -72,7 +65,7 @@ def place_of(kernel: Kernel, names: Mapping[str, str]) -> tuple[str, str]:
     op_name = names.get(kernel.instruction) or names.get(kernel.name, "")
     if not op_name:
         return ("copies" if re.search(r"^Mem|copy", kernel.name) else _UNKNOWN), ""
-    return next(part for part, place in _PLACES if re.search(place, op_name)), op_name
+    return roofline.part_of(op_name, _REST), op_name
 
 
 def by_part(kernels: Sequence[Kernel], names: Mapping[str, str], updates: int) -> Table:
@@ -116,6 +109,21 @@ def longest(kernels: Sequence[Kernel], names: Mapping[str, str], updates: int, m
         }
         for rank, ((name, part, op_name), times) in enumerate(rows, 1)
     }
+
+
+def beside_the_estimate(measured: Table, program: str, card: Card) -> Table:
+    """Each part's time beside what the card could do at best, by its rates: see `roofline`."""
+    estimated = roofline.by_part(*kernels_and_exchanges(read_program(program)), card, _REST)
+    table: Table = {
+        part: {
+            "measured, ms": measured[part]["ms/update"] if part in measured else 0.0,
+            "at best, ms": 1000 * x.seconds,
+        }
+        for part, x in estimated.items()
+    }
+    best = 1000 * sum(x.seconds for x in estimated.values())
+    table["all"] = {"measured, ms": measured["all"]["ms/update"], "at best, ms": best}
+    return table
 
 
 def _busy(kernels: Sequence[Kernel]) -> float:
