@@ -72,7 +72,8 @@ def seconds_of(parts: Mapping[str, Result]) -> Table:
 def write_page(path: Path, report: Mapping[str, Any]) -> None:
     """One page of everything that was found."""
     facts = ", ".join(f"{name} {value}" for name, value in report["machine"].items())
-    write_atomically(path, html.page("Measured on a GPU", f"{report['date']}: {facts}", _sections(report)))
+    title = f"Measured on {report['machine'].get('GPU', 'a CPU, in small')}"
+    write_atomically(path, html.page(title, f"{report['date']}: {facts}", _sections(report)))
 
 
 def _sections(report: Mapping[str, Any]) -> Iterator[str]:
