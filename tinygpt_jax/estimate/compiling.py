@@ -61,7 +61,7 @@ def compile_for(request: Request, timeout: float = 1800) -> Compiled:
         UsageError: the request can never work.
         UserError: the compiler failed.
     """
-    if not any(_is_installed(plugin) for plugin in PLUGINS):
+    if not compiler_is_installed():
         raise NoCompilerError(f"compiling for an NVIDIA GPU needs JAX's part for it: {USE_THE_GPU}")
     # Of the compiler's messages only what ends it; and no GPU that may be here is touched.
     environment = {"TF_CPP_MIN_LOG_LEVEL": "3", **os.environ, "JAX_PLATFORMS": "cpu"}
@@ -83,11 +83,9 @@ def compile_for(request: Request, timeout: float = 1800) -> Compiled:
     return Compiled(**document)
 
 
-def _is_installed(module: str) -> bool:
-    try:
-        return importlib.util.find_spec(module) is not None
-    except ModuleNotFoundError:  # not even the package that it would be in
-        return False
+def compiler_is_installed() -> bool:
+    """Whether JAX's part for NVIDIA GPUs is here."""
+    return importlib.util.find_spec("jax_plugins") is not None and any(map(importlib.util.find_spec, PLUGINS))
 
 
 def _last_words(done: subprocess.CompletedProcess) -> str:

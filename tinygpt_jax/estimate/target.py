@@ -6,7 +6,8 @@ from tinygpt_jax.cards import Card
 def target_description(card: Card) -> str:
     """XLA's GpuTargetConfigProto as text.
 
-    A field that XLA does not know is an error, and one that is missing here ends the process with a division by zero.
+    A field that XLA does not know is an error; one that is missing counts as 0, and ends the process (a division by
+    it), or gives another program.
     Versions are those of CUDA 12.8 and cuDNN 9.10, with which XLA's own descriptions were taken.
     """
     generation = card.generation

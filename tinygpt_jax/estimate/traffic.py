@@ -124,7 +124,8 @@ def _bytes_moved(program: Program, computation: Computation, instruction: Instru
         return 2 * operands[1].bytes
     if opcode in ("dynamic-slice", "slice", "gather"):
         return 2 * instruction.bytes
-    return instruction.bytes + sum(operand.bytes for operand in operands)
+    results = instruction.result[:1] if _is_library_product(instruction) else instruction.result  # without its scratch
+    return sum(array.bytes for array in results) + sum(operand.bytes for operand in operands)
 
 
 def _bytes_of_fusion(body: Computation) -> float:
@@ -177,25 +178,22 @@ def _wanted(instruction: Instruction, place: int, wanted: float, size: int) -> f
 def _product_flops(program: Program, computation: Computation, instruction: Instruction) -> tuple[float, str]:
     """FLOP of all products in a kernel, and what they multiply."""
     if instruction.opcode == "dot":
-        return _dot_flops(computation, instruction), computation[instruction.operands[0]].result[0].dtype
-    if instruction.target.startswith("__cublas"):  # only where XLA could try kernels out, on the card itself
-        return _library_flops(computation, instruction), computation[instruction.operands[0]].result[0].dtype
-    total, dtype = 0.0, ""
-    for name in instruction.called:
-        body = program.computations[name]
-        for inner in body.values():
-            flops, found = _product_flops(program, body, inner)
-            total, dtype = total + flops, dtype or found
-    return total, dtype
+        summed = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", instruction.attributes)
+    elif _is_library_product(instruction):
+        summed = re.search(r'"lhs_contracting_dimensions":\[([\d,"]*)\]', instruction.attributes)
+    else:
+        total, dtype = 0.0, ""
+        for name in instruction.called:
+            body = program.computations[name]
+            for inner in body.values():
+                flops, found = _product_flops(program, body, inner)
+                total, dtype = total + flops, dtype or found
+        return total, dtype
+    left = computation[instruction.operands[0]].result[0]
+    axes = re.findall(r"\d+", summed[1]) if summed else []
+    return 2.0 * instruction.result[0].size * math.prod(left.dims[int(axis)] for axis in axes), left.dtype
 
 
-def _dot_flops(computation: Computation, dot: Instruction) -> float:
-    summed = re.search(r"lhs_contracting_dims=\{([\d,]*)\}", dot.attributes)
-    dims = computation[dot.operands[0]].result[0].dims
-    return 2.0 * dot.size * math.prod(dims[int(axis)] for axis in (summed[1] if summed else "").split(",") if axis)
-
-
-def _library_flops(computation: Computation, product: Instruction) -> float:
-    summed = re.search(r'"lhs_contracting_dimensions":\["(\d+)"', product.attributes)
-    dims = computation[product.operands[0]].result[0].dims
-    return 2.0 * product.result[0].size * dims[int(summed[1]) if summed else -1]
+def _is_library_product(instruction: Instruction) -> bool:
+    """Whether cuBLAS computes it, as on cards before Ampere; XLA's own products are fusions."""
+    return instruction.target.startswith("__cublas")
