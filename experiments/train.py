@@ -4,6 +4,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 from tyro.conf import Suppress
 
@@ -61,15 +62,21 @@ def parse(argv: Sequence[str] | None = None) -> tuple[Arguments, str]:
     start = cli.parse(Start, argv, others=True)
     use_device(start.device, start.deterministic)
     origin, why = _starting_point(start)
+    arguments = with_config(Arguments, argv, start, origin)
+    if start.preset and arguments.config != origin:  # what is said of the preset may be true no more
+        why = f"starting from preset {start.preset}, with your changes"
+    return arguments, why
+
+
+def with_config(cls: type[Any], argv: Sequence[str], start: Any, origin: Config) -> Any:
+    """An instance of `cls`, which is the dataclass of `start` with a `config`: of the flags, over those of `origin`."""
     flags = replace(origin, model=ModelFlags(**vars(origin.model)))
-    arguments = cli.parse(Arguments, argv, default=Arguments(**vars(start), config=flags))
+    arguments = cli.parse(cls, argv, default=cls(**vars(start), config=flags))
     config = replace(arguments.config, model=ModelConfig(**vars(arguments.config.model)))
     lengths = [name for word in argv if (name := word.partition("=")[0]) in ("--steps", "--epochs")]
     if lengths[-1:] == ["--epochs"]:  # or the steps of the preset, or of the run so far, would override them
         config = replace(config, training=replace(config.training, steps=None))
-    if start.preset and config != origin:  # what is said of the preset may be true no more
-        why = f"starting from preset {start.preset}, with your changes"
-    return replace(arguments, config=config), why
+    return replace(arguments, config=config)
 
 
 def _starting_point(start: Start) -> tuple[Config, str]:

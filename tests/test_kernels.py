@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+sys.path.insert(0, os.path.dirname(os.path.dirname(__file__)))  # when it runs alone
 from tests.test_fused import value_and_gradients
 from tinygpt_jax import functional as F
 from tinygpt_jax import fused, kernels

@@ -1,6 +1,7 @@
 """Which functions a model computes with: the plain formulas, or what is arranged for the machine at hand."""
 
 from types import ModuleType
+from typing import Any
 
 from tinygpt_jax import functional, fused
 from tinygpt_jax.config import Arithmetic
@@ -8,13 +9,15 @@ from tinygpt_jax.devices import AMPERE, nvidia_generation
 from tinygpt_jax.errors import UsageError
 
 
-def resolve_arithmetic(name: Arithmetic = "auto") -> ModuleType:
+def resolve_arithmetic(name: Arithmetic = "auto", device: Any = None) -> ModuleType:
     """The module for `GPT.arithmetic`. `auto` is `kernels` on an NVIDIA GPU that runs them, elsewhere `fused`.
+
+    `device` is by default the one that JAX runs on.
 
     Raises:
         UsageError: kernels were asked for, and the device cannot run them.
     """
-    able = nvidia_generation() >= AMPERE
+    able = nvidia_generation(device) >= AMPERE
     if name == "kernels" and not able:
         raise UsageError("arithmetic kernels: they are for NVIDIA GPUs of Ampere (2020) and later; give auto or fused")
     if name == "kernels" or (name == "auto" and able):

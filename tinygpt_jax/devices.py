@@ -5,35 +5,14 @@ import os
 import re
 import sys
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
+from tinygpt_jax.cards import cards_of_kind
 from tinygpt_jax.errors import UserError, first_line
 
 Device = Literal["auto", "cpu", "gpu"]
 
 USE_THE_GPU = "pip install -e '.[cuda12]'"  # as the README has it
-
-# Dense bfloat16 rates in FLOP/s from the makers' datasheets (float16 before the A100), by NVIDIA's names without what
-# `_DETAILS` matches: brands, the memory, and SXM, which has the full rate; a PCIe card's own rate is its own line.
-_PEAK_FLOPS = {
-    "B200": 2250e12,
-    "H200": 989e12,
-    "H100": 989e12,
-    "H100 PCIe": 756e12,
-    "A100": 312e12,
-    "A100 PCIe": 312e12,
-    "L40S": 362e12,
-    "L40": 181e12,
-    "L4": 121e12,
-    "A10": 125e12,
-    "A10G": 70e12,
-    "RTX 4090": 165e12,
-    "RTX 3090": 71e12,
-    "T4": 65e12,
-    "V100": 125e12,
-    "V100 PCIe": 112e12,
-}
-_DETAILS = re.compile(r"^(NVIDIA |Tesla |GeForce )+|[ -](SXM\d|\d+GB|HBM3e?)\b")
 
 AMPERE = 8.0  # NVIDIA's first generation (2020) with bfloat16 in its tensor cores
 
@@ -150,7 +129,7 @@ def peak_flops(kind: str | None = None) -> float | None:
     if kind is None:
         peak = peak_flops(jax.devices()[0].device_kind)
         return peak and peak * jax.device_count()
-    return _PEAK_FLOPS.get(_DETAILS.sub("", kind).replace("-PCIE", " PCIe"))
+    return next((card.bfloat16_flops for card in cards_of_kind(kind).values()), None)
 
 
 def device_memory() -> int:
@@ -168,22 +147,25 @@ def main_memory(meminfo: Path = Path("/proc/meminfo")) -> tuple[int, int]:
     return 1024 * int(available[1]) if available else total, total
 
 
-def resolve_dtype(name: Literal["auto", "float32", "bfloat16"]):
-    """The dtype of activations and products. `auto` is bfloat16 on an accelerator that multiplies it fast."""
+def resolve_dtype(name: Literal["auto", "float32", "bfloat16"], device: Any = None):
+    """The dtype of activations and products. `auto` is bfloat16 on an accelerator that multiplies it fast.
+
+    `device` is one of JAX's, or stands for one that is not here (default: the first that JAX has).
+    """
     import jax
     import jax.numpy as jnp
 
     if name != "auto":
         return jnp.dtype(name)
-    fast = jax.default_backend() == "tpu" or nvidia_generation() >= AMPERE
+    fast = (device or jax.devices()[0]).platform == "tpu" or nvidia_generation(device) >= AMPERE
     return jnp.dtype(jnp.bfloat16 if fast else jnp.float32)
 
 
-def nvidia_generation() -> float:
-    """The compute capability of the NVIDIA GPU that JAX runs on, such as 9.0; 0 without one."""
+def nvidia_generation(device: Any = None) -> float:
+    """The compute capability of an NVIDIA GPU, such as 9.0, by default that of the one JAX runs on; 0 of others."""
     import jax
 
     try:
-        return float(getattr(jax.devices()[0], "compute_capability", 0))
+        return float(getattr(device or jax.devices()[0], "compute_capability", 0))
     except ValueError:  # AMD's GPUs have names there
         return 0.0

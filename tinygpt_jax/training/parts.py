@@ -34,8 +34,7 @@ class Parts:
             Rows(split, config.data.layout, model.context_length, corpus.tokenizer.end_of_text)
             for split in (corpus.train, corpus.validation)
         )
-        arithmetic = resolve_arithmetic(training.arithmetic)
-        self.model = GPT(model, resolve_dtype(training.compute_dtype), training.remat, arithmetic)
+        self.model = make_model(self.config, mesh)
         self.batches = TrainingBatches(train, training.batch_size, training.seed)
         self.validation = EvaluationBatches(validation, training.batch_size, training.eval_batches)
         steps = training.steps or training.epochs * self.batches.per_epoch
@@ -46,6 +45,13 @@ class Parts:
         self.learning_rate = learning_rate_schedule(config.optimizer, self.total_steps)
         self.optimizer = make_optimizer(config.optimizer, self.total_steps)
         self.update = make_train_step(self.model, self.optimizer, training, mesh)
+
+
+def make_model(config: Config, mesh: Mesh) -> GPT:
+    """The network as it is trained on the mesh's devices."""
+    training, device = config.training, mesh.devices.flat[0]
+    dtype, arithmetic = resolve_dtype(training.compute_dtype, device), resolve_arithmetic(training.arithmetic, device)
+    return GPT(config.model, dtype, training.remat, arithmetic)
 
 
 def check_memory(config: Config) -> None:

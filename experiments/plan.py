@@ -1,0 +1,119 @@
+"""Will it fit a GPU, and how fast at best? python -m experiments.plan --preset tinystories --gpu h100 --devices 8
+
+Needs no GPU: the program is compiled for one and read. Nothing is run.
+"""
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+from experiments import cli, presets
+from experiments.train import with_config
+from tinygpt_jax.cards import card
+from tinygpt_jax.config import Config, ModelConfig
+from tinygpt_jax.data.hub import TINYSTORIES
+from tinygpt_jax.devices import use_device
+from tinygpt_jax.errors import require
+from tinygpt_jax.estimate.compiling import NoCompilerError, Request
+from tinygpt_jax.estimate.estimation import estimate, first_that_fits, room
+from tinygpt_jax.estimate.summary import page, summary
+
+# Of the hub's training split, whose stories are not fetched to plan a run; tokens are GPT-2's.
+_HUB_STORIES, _HUB_TOKENS = 2_119_719, 474_000_000
+
+
+@dataclass(frozen=True)
+class Start:
+    """The flags that are no settings of a run."""
+
+    preset: str = "tinystories"  # quickstart, laptop, tinystories or tinystories-modern
+    gpu: str = "h100"  # which card: h100, a100-80, l4, t4, rtx4090 and so on; an unknown name lists all
+    devices: int = 1  # how many of them, in one machine
+    what: Literal["train", "generate"] = "train"  # an update, or writing texts
+    rows: int = 1  # generate: how many texts at a time
+    json: bool = False  # print one JSON object
+
+
+@dataclass(frozen=True)
+class Arguments(Start):
+    """What a run takes on GPUs that need not be here: memory, kernels, traffic, and the time at best.
+
+    The program is compiled for the card and estimated, not run. Every setting starts from the preset, as for training.
+    """
+
+    config: Config = field(default_factory=Config)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Parse the flags, compile, estimate, and print."""
+    arguments = parse(argv)
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # that there is no driver is no news where nothing is to be run
+    use_device("cpu")
+    trains = arguments.what == "train"
+    config, updates, length = workload(arguments.config)
+    devices, rows = (arguments.devices, None) if trains else (1, arguments.rows)
+    request, limit = Request(arguments.gpu, config.to_json(), devices, rows), room(arguments.gpu)
+    found, problem, remedy = None, "", None
+    try:
+        found = estimate(request)
+        if trains and found.most_bytes > limit:
+            tell(f"{found.most_bytes / 2**30:,.1f} GiB at most, which does not fit; trying what would")
+            remedy = first_that_fits(request, limit, tell)
+    except NoCompilerError as error:
+        problem = str(error)
+    document = {"preset": arguments.preset, "problem": problem, **summary(request, found, remedy)}
+    if trains:
+        document["run"] = {"updates": updates, "length": length}
+    print(json.dumps(document) if arguments.json else "\n".join(page(document)))
+
+
+def tell(line: str) -> None:
+    """How far it is, for who waits."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def parse(argv: Sequence[str] | None = None) -> Arguments:
+    """What the flags ask for.
+
+    Raises:
+        UsageError: a flag, the preset or the card is unknown, or a number makes no sense.
+    """
+    argv = sys.argv[1:] if argv is None else argv
+    start = cli.parse(Start, argv, others=True)
+    card(start.gpu)
+    require(1 <= start.devices <= 8, "devices", start.devices, "must be 1 to 8, the cards of one machine")
+    require(1 <= start.rows <= 2**16, "rows", start.rows, "must be at least 1 and at most 65536")
+    return with_config(Arguments, argv, start, presets.get(start.preset).config)
+
+
+def workload(config: Config) -> tuple[Config, int, str]:
+    """The configuration with as many tokens as the model will know, its number of updates, and that in words.
+
+    Stories that are here are prepared as for training. Of the hub's, which are not fetched to plan a run, the numbers
+    are known; their compact vocabulary is not, and as much as it may be at most is taken.
+    """
+    data, training = config.data, config.training
+    if data.source == "tinystories":
+        most = ModelConfig.vocab_size if data.max_vocab is None else data.max_vocab + 257  # with all bytes, end of text
+        vocab_size, stories = min(most, ModelConfig.vocab_size), f"{_HUB_STORIES:,} stories of {TINYSTORIES}"
+        length = config.model.context_length
+        rows = _HUB_STORIES if data.layout == "padded" else -(-_HUB_TOKENS // length)
+    else:
+        from tinygpt_jax.data.batches import Rows
+        from tinygpt_jax.data.corpus import prepare
+
+        corpus = prepare(data)
+        vocab_size, stories = corpus.tokenizer.vocab_size, f"{corpus.train.n_stories:,} stories"
+        length, end_of_text = config.model.context_length, corpus.tokenizer.end_of_text
+        rows = len(Rows(corpus.train, data.layout, length, end_of_text))
+    config = replace(config, model=replace(config.model, vocab_size=vocab_size))
+    per_epoch = rows / training.batch_size
+    updates = training.steps or max(1, round(training.epochs * per_epoch))
+    return config, updates, f"{updates:,} updates, {updates / per_epoch:,.3g} epochs of {stories}"
+
+
+if __name__ == "__main__":
+    cli.run(main)

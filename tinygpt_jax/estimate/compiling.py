@@ -1,0 +1,226 @@
+"""Compile a run's update, or its decoding, for GPUs that are not here, in a process of its own.
+
+XLA ends the process, without an exception, where something about a card makes no sense to it. The process that
+compiles gets a `Request` as JSON on its standard input and writes what it found to a file.
+"""
+
+import dataclasses
+import importlib.util
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tinygpt_jax.cards import card
+from tinygpt_jax.config import Config, Sampling
+from tinygpt_jax.devices import USE_THE_GPU
+from tinygpt_jax.errors import UsageError, UserError, first_line
+from tinygpt_jax.estimate.target import target_description
+
+PLUGINS = ("jax_plugins.xla_cuda12", "jax_plugins.xla_cuda13")
+
+
+class NoCompilerError(UserError):
+    """JAX's part for NVIDIA GPUs, which holds the compiler, is not installed."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """What to compile, for what."""
+
+    card: str  # a name of `cards.CARDS`
+    config: str  # `Config.to_json`
+    devices: int = 1  # that share the batch; decoding uses one
+    rows: int | None = None  # compile the decoding of so many texts, in place of the update
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """The program of one device, and what it needs."""
+
+    text: str  # as `program.read_program` reads it
+    arguments_bytes: int  # of an update, the state and its batch
+    most_bytes: int  # with the working memory
+    written_by_hand: dict[str, float]  # FLOP of a launch of each Pallas kernel
+    seconds: float  # that compiling took
+
+
+def compile_for(request: Request, timeout: float = 1800) -> Compiled:
+    """Compile in a process of its own.
+
+    Raises:
+        NoCompilerError: JAX's plugin for CUDA is not installed, or not whole.
+        UsageError: the request can never work.
+        UserError: the compiler failed.
+    """
+    if not compiler_is_installed():
+        raise NoCompilerError(f"compiling for an NVIDIA GPU needs JAX's part for it: {USE_THE_GPU}")
+    # Of the compiler's messages only what ends it; and no GPU that may be here is touched.
+    environment = {"TF_CPP_MIN_LOG_LEVEL": "3", **os.environ, "JAX_PLATFORMS": "cpu"}
+    with tempfile.TemporaryDirectory() as folder:
+        found = Path(folder) / "found.json"
+        command = [sys.executable, "-m", __name__, str(found)]
+        text = json.dumps(dataclasses.asdict(request))
+        try:
+            done = subprocess.run(
+                command, input=text, env=environment, capture_output=True, text=True, timeout=timeout, check=False
+            )
+        except subprocess.TimeoutExpired:
+            raise UserError(f"compiling for {request.card} took more than {timeout:.0f} s and was stopped") from None
+        document: dict[str, Any] = {"error": _last_words(done)} if not found.exists() else json.loads(found.read_text())
+    if problem := document.get("error"):
+        if "libdevice" in problem:
+            raise NoCompilerError(f"compiling for an NVIDIA GPU needs CUDA's libdevice: {USE_THE_GPU}")
+        raise (UsageError if document.get("usage") else UserError)(problem)
+    return Compiled(**document)
+
+
+def compiler_is_installed() -> bool:
+    """Whether JAX's part for NVIDIA GPUs is here."""
+    return importlib.util.find_spec("jax_plugins") is not None and any(map(importlib.util.find_spec, PLUGINS))
+
+
+def _last_words(done: subprocess.CompletedProcess) -> str:
+    said = done.stderr.strip().splitlines() or ["it said nothing"]
+    how = f"by {signal.Signals(-done.returncode).name}" if done.returncode < 0 else f"with code {done.returncode}"
+    return f"the compiler ended {how}: {said[-1][:300]}"
+
+
+def main() -> None:
+    """Compile what standard input asks for; write it, or what was wrong, to the file that is named."""
+    request = Request(**json.load(sys.stdin))
+    try:
+        document = dataclasses.asdict(_compile(request))
+    except UserError as error:
+        document = {"error": str(error), "usage": isinstance(error, UsageError)}
+    except Exception as error:  # whatever the compiler raises: the other process tells the user
+        document = {"error": f"cannot compile for {request.card}: {type(error).__name__}: {first_line(error)}"}
+    Path(sys.argv[1]).write_text(json.dumps(document))
+
+
+def _compile(request: Request) -> Compiled:
+    config, began = Config.from_json(request.config), time.monotonic()
+    mesh = _mesh(request)
+    traced = _update(config, mesh) if request.rows is None else _decoding(config, mesh, request.rows)
+    compiled = traced.lower().compile()
+    memory = compiled.memory_analysis()
+    arguments = memory.argument_size_in_bytes
+    most = arguments + memory.output_size_in_bytes - memory.alias_size_in_bytes + memory.temp_size_in_bytes
+    by_hand = dict(_pallas_kernels(traced.jaxpr.jaxpr))
+    return Compiled(compiled.as_text(), arguments, most, by_hand, time.monotonic() - began)
+
+
+def _mesh(request: Request) -> Any:
+    import numpy as np
+    from jax.experimental.topologies import get_topology_desc
+    from jax.sharding import AxisType, Mesh
+
+    description = target_description(card(request.card))
+    topology = get_topology_desc("", "cuda", target_config=description, topology=f"1x1x{request.devices}")
+    return Mesh(np.array(topology.devices), ("data",), axis_types=(AxisType.Auto,))
+
+
+def _update(config: Config, mesh: Any) -> Any:
+    """The training step, traced for the mesh."""
+    import jax
+    import jax.numpy as jnp
+
+    from tinygpt_jax.data.batches import Batch
+    from tinygpt_jax.training.parts import make_model
+    from tinygpt_jax.training.step import make_train_step
+
+    optimizer, state = _optimizer_and_state(config)
+    shape = (config.training.batch_size, config.model.context_length)
+    tokens = jax.ShapeDtypeStruct(shape, jnp.int32)
+    batch = Batch(tokens, tokens, jax.ShapeDtypeStruct(shape, jnp.bool_))
+    step = make_train_step(make_model(config, mesh), optimizer, config.training, mesh)
+    return step.trace(state, batch, state.step)  # pyright: ignore[reportFunctionMemberAccess]
+
+
+def state_bytes(config: Config) -> int:
+    """What training holds between updates, on each device."""
+    import jax
+
+    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(_optimizer_and_state(config)[1]))
+
+
+def _optimizer_and_state(config: Config) -> tuple[Any, Any]:
+    """The state without its values."""
+    import jax
+    import jax.numpy as jnp
+
+    from tinygpt_jax.model import abstract_params
+    from tinygpt_jax.training.optimizer import make_optimizer
+    from tinygpt_jax.training.step import TrainState
+
+    optimizer = make_optimizer(config.optimizer, config.training.steps or 1000)
+    params, count = abstract_params(config.model), jax.ShapeDtypeStruct((), jnp.int32)
+    opt_state = jax.eval_shape(optimizer.init, params)
+    return optimizer, TrainState(count, params, opt_state)  # pyright: ignore[reportArgumentType]
+
+
+def _decoding(config: Config, mesh: Any, rows: int) -> Any:
+    """The loop that writes `rows` texts, traced for the mesh's first device."""
+    import jax
+    from jax.sharding import SingleDeviceSharding
+
+    from tinygpt_jax.generation import decoding
+    from tinygpt_jax.generation.sampling import as_scalars
+    from tinygpt_jax.model import abstract_params
+    from tinygpt_jax.training.parts import make_model
+
+    model, params = make_model(config, mesh), abstract_params(config.model)
+
+    def arguments(params):
+        windows, ended = [[0]] * rows, [False] * rows
+        state = decoding._read_windows(model, params, windows, ended, 0, 0)
+        keys = jax.random.split(jax.random.key(0), rows)
+        return params, state, keys, as_scalars(Sampling()), config.model.context_length, 0
+
+    here = SingleDeviceSharding(mesh.devices.flat[0])
+    shapes = jax.eval_shape(arguments, params)
+    placed = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), shapes)
+    return decoding._write.trace(model, *placed)
+
+
+def _pallas_kernels(jaxpr: Any) -> Iterator[tuple[str, float]]:
+    """Name and FLOP of a launch of each kernel that a traced program calls."""
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "pallas_call":
+            launches = math.prod(equation.params["grid_mapping"].grid)
+            name = equation.params["name"] or equation.params["name_and_src_info"].name
+            yield name, launches * _product_flops(equation.params["jaxpr"])
+        else:
+            for inner in _inner(equation):
+                yield from _pallas_kernels(inner)
+
+
+def _product_flops(jaxpr: Any) -> float:
+    """FLOP of the products in a traced function; a loop whose rounds are not known counts once."""
+    total = 0.0
+    for equation in jaxpr.eqns:
+        if equation.primitive.name == "dot_general":
+            left, out = equation.invars[0].aval, equation.outvars[0].aval
+            summed = equation.params["dimension_numbers"][0][0]
+            total += 2.0 * out.size * math.prod(left.shape[axis] for axis in summed)
+        total += equation.params.get("length", 1) * sum(_product_flops(inner) for inner in _inner(equation))
+    return total
+
+
+def _inner(equation: Any) -> list[Any]:
+    """The traced functions that an equation holds."""
+    values = [x for value in equation.params.values() for x in (value if isinstance(value, tuple | list) else [value])]
+    jaxprs = [getattr(value, "jaxpr", value) for value in values]
+    return [jaxpr for jaxpr in jaxprs if hasattr(jaxpr, "eqns")]
+
+
+if __name__ == "__main__":
+    main()

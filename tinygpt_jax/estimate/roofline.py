@@ -1,0 +1,78 @@
+"""How fast a card could run a program at best: each kernel at the rate of its memory or of its arithmetic.
+
+A kernel takes as long as its bytes do at 85 % of the memory's rate or its products at 70 % of the card's dense rate,
+whichever is longer; both shares are what good kernels reach. Caches may do better, and bad kernels do worse.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from tinygpt_jax.cards import Card
+from tinygpt_jax.estimate.traffic import Exchange, Kernel
+
+MEMORY_SHARE, PRODUCT_SHARE = 0.85, 0.7
+LAUNCH_SECONDS = 1.5e-6  # of each kernel, unless they are launched together as a CUDA graph
+EXCHANGED = "exchange between devices"
+
+# Where a kernel belongs, by the modules and functions in its `op_name`; the first that fits. A kernel that XLA fused of
+# several operations is named after its last.
+_PLACES = (
+    ("embedding", r"_embed"),
+    ("LayerNorm", r"norm\b"),
+    ("products of the blocks", r"blocks_\d+/(?!.*(qe|qk|pallas_call))(attention|feed_forward)/.*dot_general"),
+    ("attention", r"/attention/"),
+    ("feed-forward: activation, biases", r"/feed_forward/"),
+    ("dropout and residuals", r"GPT\.hidden|/blocks_\d+"),
+    ("head and loss", r"GPT\.loss|GPT\.decode|GPT\.logits"),
+)
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of the model, or all of it."""
+
+    kernels: int
+    bytes: float
+    flops: float
+    seconds: float  # at best, without what launches cost
+
+    def __add__(self, other: "Part") -> "Part":
+        return Part(
+            self.kernels + other.kernels,
+            self.bytes + other.bytes,
+            self.flops + other.flops,
+            self.seconds + other.seconds,
+        )
+
+
+NOTHING = Part(0, 0.0, 0.0, 0.0)
+
+
+def kernel_seconds(kernel: Kernel, card: Card) -> float:
+    """Of one launch, without what the launch costs."""
+    peak = card.bfloat16_flops if kernel.dtype in ("bf16", "f16") else card.float32_flops
+    return max(kernel.bytes / (MEMORY_SHARE * card.bandwidth), kernel.flops / (PRODUCT_SHARE * peak))
+
+
+def exchange_seconds(exchange: Exchange, card: Card) -> float:
+    """Of one collective operation whose every device sends at 85 % of the links' rate."""
+    return exchange.sent / (MEMORY_SHARE * card.exchange_rate)
+
+
+def by_part(kernels: Sequence[Kernel], exchanges: Sequence[Exchange], card: Card, rest: str) -> dict[str, Part]:
+    """Where the time goes, the longest first. `rest` is the name of what belongs to no module."""
+    parts: dict[str, Part] = {}
+    for kernel in kernels:
+        name, times = part_of(kernel.instruction.op_name, rest), kernel.times
+        seconds = kernel_seconds(kernel, card) * times
+        parts[name] = parts.get(name, NOTHING) + Part(times, kernel.bytes * times, kernel.flops * times, seconds)
+    for exchange in exchanges:
+        seconds = exchange_seconds(exchange, card) * exchange.times
+        parts[EXCHANGED] = parts.get(EXCHANGED, NOTHING) + Part(exchange.times, 0.0, 0.0, seconds)
+    return dict(sorted(parts.items(), key=lambda part: -part[1].seconds))
+
+
+def part_of(op_name: str, rest: str) -> str:
+    """The part of the model that an operation belongs to; `rest` if it is in no module."""
+    return next((name for name, place in _PLACES if re.search(place, op_name)), rest)

@@ -1,0 +1,134 @@
+"""An estimate as one JSON object, and as a page to read."""
+
+import dataclasses
+from collections.abc import Iterator
+from typing import Any
+
+from tinygpt_jax.cards import Card, card
+from tinygpt_jax.config import Config
+from tinygpt_jax.estimate.compiling import Request, state_bytes
+from tinygpt_jax.estimate.estimation import JAX_SHARE, Estimate, room
+from tinygpt_jax.estimate.roofline import LAUNCH_SECONDS
+from tinygpt_jax.terminal import duration
+
+
+def summary(request: Request, found: Estimate | None, remedy: tuple[str, Estimate] | None) -> dict[str, Any]:
+    """All that is known, as one JSON object; bytes are of one device, tokens/s of all together.
+
+    Without an estimate, what needs no compiler: the state, and the least time that the arithmetic takes.
+    """
+    from tinygpt_jax.training.metrics import flops_per_token
+
+    config, target, trains = Config.from_json(request.config), card(request.card), request.rows is None
+    itemsize = _itemsize(config, target)
+    peak = (target.bfloat16_flops if itemsize == 2 else target.float32_flops) * request.devices
+    weights = config.model.matrix_parameters
+    if trains:
+        tokens, flops = config.training.batch_size * config.model.context_length, flops_per_token(config.model)
+        held, least = state_bytes(config), flops * tokens / peak
+    else:  # forward alone, for one token of each text; and all weights are read for it
+        tokens, flops = request.rows or 1, flops_per_token(config.model) // 3
+        held, least = 4 * weights, max(flops * (request.rows or 1) / peak, itemsize * weights / target.bandwidth)
+    document: dict[str, Any] = {
+        "gpu": request.card,
+        "devices": request.devices,
+        "what": "train" if trains else "generate",
+        "rows": config.training.batch_size if trains else request.rows,
+        "context_length": config.model.context_length,
+        "matrix_parameters": weights,
+        "compute_dtype": "bfloat16" if itemsize == 2 else "float32",
+        "memory": {"held": held, "jax_takes": round(room(request.card)), "card": target.memory},
+        "flops_per_token": flops,
+        "at_peak": {"seconds": least, "tokens_per_second": tokens / least},
+        "compiled": found is not None,
+    }
+    if found is None:
+        return document
+    document["memory"] |= {"held": found.held_bytes, "most": found.most_bytes}
+    document["fits"] = found.most_bytes <= room(request.card)
+    document["remedy"] = remedy and {"flags": remedy[0], "most": remedy[1].most_bytes, "seconds": remedy[1].seconds}
+    document["parts"] = {name: dataclasses.asdict(part) for name, part in found.parts.items()}
+    document["total"] = dataclasses.asdict(found.total)
+    document["sent_bytes"], document["most_kernels"] = found.sent_bytes, found.most_kernels
+    for name, seconds in {"best": found.seconds, "with_launches": found.seconds_with_launches}.items():
+        share = flops * tokens / seconds / peak
+        document[name] = {"seconds": seconds, "tokens_per_second": tokens / seconds, "share_of_peak": share}
+    return document
+
+
+def page(document: dict[str, Any]) -> Iterator[str]:
+    """The lines of a page that says what a `summary` holds."""
+    trains, compiled, memory = document["what"] == "train", document["compiled"], document["memory"]
+    cards = f"{document['devices']} x {card(document['gpu']).name}"
+    doing = "training" if trains else "generating"
+    yield f"{doing}, preset {document['preset']}, on {cards}: " + (
+        "compiled for it and estimated, not run" if compiled else f"not compiled; {document['problem']}"
+    )
+    rows = f"{document['rows']} x {document['context_length']} tokens an update" if trains else ""
+    rows = rows or f"a token for each of {document['rows']} texts at a time"
+    millions = document["matrix_parameters"] / 1e6
+    yield f"{millions:,.1f} M parameters in matrices, {rows}, in {document['compute_dtype']}"
+    yield ""
+    yield from _memory(document, memory)
+    yield ""
+    if compiled:
+        yield from _parts(document, "an update" if trains else "a token of each text")
+        yield ""
+    yield from _speed(document)
+
+
+def _memory(document: dict[str, Any], memory: dict[str, int]) -> Iterator[str]:
+    held = "the state" if document["what"] == "train" else "weights and cache"
+    fits, card_takes = document.get("fits"), f"JAX takes by default ({JAX_SHARE:.0%})"
+    entries = {held: memory["held"], "at most": memory.get("most"), card_takes: memory["jax_takes"]}
+    yield f"{'memory of each device':<34}{'GiB':>8}"
+    for name, size in (entries | {"the card has": memory["card"]}).items():
+        if size is not None:
+            yield f"{name:<34}{size / 2**30:>8.2f}"
+    if fits is not None:
+        yield "it fits" if fits else f"it does not fit: {_advice(document)}"
+
+
+def _advice(document: dict[str, Any]) -> str:
+    if remedy := document["remedy"]:
+        slower = remedy["seconds"] / document["best"]["seconds"]
+        return f"with {remedy['flags']} it does, {remedy['most'] / 2**30:,.1f} GiB at most, {slower:.2f} x the time"
+    memory = document["memory"]
+    if memory["most"] < 0.95 * memory["card"]:
+        return "set XLA_PYTHON_CLIENT_MEM_FRACTION=0.95, or take a smaller model (--n-layers, --d-model)"
+    return "no setting that was tried makes it fit; take a smaller model (--n-layers, --d-model)"
+
+
+def _parts(document: dict[str, Any], what: str) -> Iterator[str]:
+    yield f"{what:<34}{'kernels':>8}{'GB':>9}{'TFLOP':>9}{'ms':>9}"
+    for name, part in (document["parts"] | {"all": document["total"]}).items():
+        gigabytes, tera, milliseconds = part["bytes"] / 1e9, part["flops"] / 1e12, part["seconds"] * 1e3
+        yield f"{name:<34}{part['kernels']:>8,}{gigabytes:>9.3f}{tera:>9.3f}{milliseconds:>9.3f}"
+    if more := document["most_kernels"] - document["total"]["kernels"]:
+        yield f"(with --top-k and --top-p {more:,} more kernels)"
+    if document["sent_bytes"]:
+        yield f"each device sends {document['sent_bytes'] / 1e6:,.1f} MB to the others"
+
+
+def _speed(document: dict[str, Any]) -> Iterator[str]:
+    at_peak = document["at_peak"]["tokens_per_second"]
+    limit = f"at the datasheet's peak it would be {at_peak:,.0f} tokens/s ({document['flops_per_token'] / 1e6:,.0f} "
+    limit += "MFLOP a token)"
+    if not document["compiled"]:
+        yield limit
+    else:
+        best, launched = document["best"], document["with_launches"]
+        yield (
+            f"at best {best['tokens_per_second']:,.0f} tokens/s, {best['share_of_peak']:.0%} of peak; "
+            f"{launched['tokens_per_second']:,.0f} if each kernel takes {LAUNCH_SECONDS * 1e6:.1f} µs to start"
+        )
+        yield limit
+    if run := document.get("run"):
+        seconds = document["with_launches" if document["compiled"] else "at_peak"]["seconds"]
+        yield f"this run, {run['length']}: {duration(run['updates'] * seconds)} at best"
+
+
+def _itemsize(config: Config, target: Card) -> int:
+    """Bytes of a number in the products, as `devices.resolve_dtype` decides."""
+    name = config.training.compute_dtype
+    return 2 if name == "bfloat16" or (name == "auto" and target.generation.capability >= (8, 0)) else 4
