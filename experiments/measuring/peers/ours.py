@@ -7,7 +7,7 @@ import optax
 from jax.sharding import Mesh
 
 from experiments.measuring.tables import timed
-from tinygpt_jax import fused
+from tinygpt_jax.arithmetic import resolve_arithmetic
 from tinygpt_jax.config import Config
 from tinygpt_jax.data.batches import Batch
 from tinygpt_jax.devices import peak_flops, resolve_dtype, use_device
@@ -51,7 +51,7 @@ class Writer:
 
     def __init__(self, config: Config) -> None:
         use_device()
-        self.model = GPT(config.model, resolve_dtype("auto"), arithmetic=fused)
+        self.model = GPT(config.model, resolve_dtype("auto"), arithmetic=resolve_arithmetic())
         self.params = jax.jit(self.model.init)(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
 
     def write(self, prompts: np.ndarray, length: int) -> np.ndarray:
@@ -80,7 +80,7 @@ def bytes_of(update: jax.stages.Compiled) -> tuple[int, int]:
 
 def _parts(config: Config) -> tuple[GPT, optax.GradientTransformation, Mesh]:
     use_device()
-    model = GPT(config.model, resolve_dtype(config.training.compute_dtype), config.training.remat, fused)
+    model = GPT(config.model, resolve_dtype(config.training.compute_dtype), config.training.remat, resolve_arithmetic())
     return model, make_optimizer(config.optimizer, total_steps=1000), data_mesh()
 
 
