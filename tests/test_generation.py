@@ -1,5 +1,6 @@
 """Generating text against the plain way to do the same. (`test_model` compares single steps with the full forward.)"""
 
+from dataclasses import replace
 from functools import partial
 
 import jax
@@ -13,7 +14,7 @@ from tinygpt_jax.generation import Sampling, decoding, encode_prompt, generate, 
 from tinygpt_jax.generation import text as generation
 from tinygpt_jax.generation.decoding import fit_window
 from tinygpt_jax.generation.sampling import as_scalars, mark_seen, next_token
-from tinygpt_jax.model import GPT
+from tinygpt_jax.model import GPT, empty_cache
 from tinygpt_jax.tokenizer import compact
 
 CONTEXT = 12  # not a power of two: the widths that prompts are rounded up to meet its end
@@ -147,24 +148,75 @@ def test_settings_compile_nothing_anew(small):
         generate(*small, BYTES, prompts, sampling, max_new_tokens=max_new_tokens, seed=seed)
 
     run(Sampling(1.0), 5, 0)
+    run(Sampling(1.0, top_k=3, top_p=0.9, repetition_penalty=1.1), 5, 0)
     before = programs()
-    run(Sampling(temperature=1.0, top_k=5, top_p=0.5, repetition_penalty=2.0), 7, 1)
-    run(GREEDY, 8, 2, prompts=("e", "fgi"))
+    run(Sampling(0.5), 7, 1, prompts=("e", "fgi"))
+    run(Sampling(0.1, top_k=5, top_p=0.5, repetition_penalty=2.0), 8, 2)
     assert programs() == before
+
+
+@pytest.fixture
+def on_an_accelerator(monkeypatch):
+    """Decode as the program for an accelerator does: two rows at least, and always a whole stride of tokens."""
+    programs = (decoding._write, decoding._read)
+    [program.clear_cache() for program in programs]
+    monkeypatch.setattr(decoding, "least_rows", lambda platform: 2)
+    monkeypatch.setattr(jax.lax, "platform_dependent", lambda *arguments, default, **_: default(*arguments))
+    yield
+    [program.clear_cache() for program in programs]
+
+
+def test_accelerators_write_the_same(small, on_an_accelerator, monkeypatch):
+    """Alone and together, texts that end, are cut, and pass the context in the middle of a stride. Guards: tokens from
+    beyond any of the three, and a row that is only there for company in the answer."""
+    monkeypatch.setattr(generation, "_STRIDE", 7)
+    sampling, options = Sampling(1.0, top_k=100, top_p=0.99), {"max_new_tokens": 5 * CONTEXT, "seed": 5}
+    samples = generate(*small, BYTES, ["abc"], sampling, num_samples=4, **options)
+    assert [sample.finished for sample in samples] == [True, True, False, False]
+    for number, sample in enumerate(samples):
+        assert sample.tokens == generate_naively(*small, BYTES, "abc", sampling, sample=number, **options)
+    assert generate(*small, BYTES, ["abc"], sampling, **options) == samples[:1]
+    assert decoding._write._cache_size() == 2
+    test_decoding_ends_with_the_longest_story(small)
+
+
+def test_weights_are_cast_once(small):
+    """To the dtype of their products, before the first token, with the same logits. Guards: a cast of all weights for
+    each token, LayerNorm or embeddings rounded too, and copies where there is nothing to cast."""
+    model, params = small
+    for config in (model.config, replace(model.config, norm="post", positions="sinusoidal", tie_embeddings=False)):
+        half = GPT(config, jnp.bfloat16)
+        params = half.init(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
+        prepared, cast = decoding.prepare(half, params)
+        cache = empty_cache(config, 2, CONTEXT, jnp.bfloat16)
+        read = (jnp.array([[1, 2, 3], [4, 5, 6]]), cache, jnp.int32(0), jnp.array([0, 1]))
+        logits = [
+            jax.jit(partial(m.apply, method="decode"))({"params": p}, *read)[0]
+            for m, p in ((half, params), (prepared, cast))
+        ]
+        np.testing.assert_array_equal(*logits)
+        dtypes = jax.tree.map(lambda p: p.dtype, cast["blocks_0"])
+        assert set(dtypes["attention"].values()) | set(dtypes["feed_forward"].values()) == {jnp.dtype("bfloat16")}
+        assert set(dtypes["attention_norm"].values()) == {cast["token_embedding"].dtype} == {jnp.dtype("float32")}
+        assert cast["head_weight"].dtype == jnp.bfloat16
+    same = decoding.prepare(model, params)[1]
+    assert all(
+        a is b for a, b in zip(jax.tree.leaves(same["blocks_0"]), jax.tree.leaves(params["blocks_0"]), strict=True)
+    )
 
 
 def test_the_cache_is_updated_in_place(small):
     """Guards: a copy of the cache for each token or each fetch. (For a single row XLA's CPU compiler does copy.)"""
     model, params = small
-    state = decoding._read_windows(model, params, [[256, 1], [256]], np.zeros(2, bool), 0, 256)
     keys, settings = jax.random.split(jax.random.key(0), 2), as_scalars(GREEDY)
-    program = decoding._write.lower(model, params, state, keys, settings, 4, 256).compile().as_text()
+    state = decoding._read_windows(model, params, [[256, 1], [256]], np.zeros(2, bool), keys, settings, 0, 256)
+    program = decoding._write.lower(model, params, state, keys, settings, 4, 256, 4).compile().as_text()
     shape = "f32[" + ",".join(map(str, state.cache[0][0].shape)) + "]"
     assert shape in program
     assert not [line for line in program.splitlines() if f"= {shape}" in line and " copy(" in line]
-    after, _ = decoding._write(model, params, state, keys, settings, 4, 256)
+    after, _ = decoding._write(model, params, state, keys, settings, 4, 256, 4)
     assert all(array.is_deleted() for layer in state.cache for array in layer)
-    assert int(after.step) == 4
+    assert int(after.step) == 5
 
 
 def test_a_full_window_is_halved():

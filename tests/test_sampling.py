@@ -10,6 +10,7 @@ import pytest
 from tinygpt_jax.config import Sampling
 from tinygpt_jax.errors import UsageError
 from tinygpt_jax.generation.sampling import (
+    _smallest_kept,
     as_scalars,
     categorical,
     keep_top_k,
@@ -30,11 +31,10 @@ def test_top_k(k):
     np.testing.assert_array_equal(keep_top_k(LOGITS, jnp.float32(k)), np.where(threshold <= LOGITS, LOGITS, -np.inf))
 
 
-def test_top_k_keeps_ties_and_0_keeps_all():
-    """Guards: an arbitrary choice among equals, and an empty choice."""
+def test_top_k_keeps_ties():
+    """Guards: an arbitrary choice among equals."""
     logits = jnp.array([[1.0, 3.0, 3.0, 2.0]])
     np.testing.assert_array_equal(keep_top_k(logits, jnp.float32(1)), [[-np.inf, 3, 3, -np.inf]])
-    np.testing.assert_array_equal(keep_top_k(logits, jnp.float32(0)), logits)
 
 
 @pytest.mark.parametrize("p", [1e-6, 0.1, 0.5, 0.9, 0.999])
@@ -48,8 +48,21 @@ def test_top_p(p):
         np.testing.assert_array_equal(kept[kept > -np.inf], logits[kept > -np.inf])
 
 
-def test_top_p_1_keeps_all():
-    np.testing.assert_array_equal(keep_top_p(LOGITS, jnp.float32(1)), LOGITS)
+@pytest.mark.parametrize("target", [1e-6, 0.3, 1.0, 1.5])
+def test_accelerators_find_the_same_threshold(target):
+    """They compare with 31 candidates at a time. Guards: a part of the range that no candidate bounds."""
+    probabilities = jnp.exp(LOGITS - LOGITS.max(axis=1, keepdims=True))
+    thresholds = [_smallest_kept(probabilities, probabilities, target, ways) for ways in (2, 32)]
+    np.testing.assert_array_equal(*thresholds)
+    assert set(np.ravel(thresholds)) <= set(np.ravel(probabilities))
+
+
+def test_only_rules_that_do_something_are_part_of_the_program():
+    """Guards: work for top-k 0 (all tokens), top-p 1, a penalty of 1, and for anything but the likeliest at 0."""
+    assert set(as_scalars(Sampling())) == {"temperature"}
+    assert set(as_scalars(Sampling(0.0, top_k=3, top_p=0.5))) == set()
+    assert set(as_scalars(Sampling(0.0, repetition_penalty=0.5))) == {"repetition_penalty"}
+    assert set(as_scalars(Sampling(1.0, 3, 0.5, 2.0))) == {"temperature", "top_k", "top_p", "repetition_penalty"}
 
 
 def test_repetition_penalty_makes_seen_tokens_less_likely():

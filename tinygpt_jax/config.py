@@ -26,6 +26,7 @@ class Range(NamedTuple):
 MOST_STEPS = 99_999_999  # what eight digits, the names of checkpoints, can count
 Count = Annotated[int, Range(1)]
 Share = Annotated[float, Range(1e-6, 0.999999)]
+Arithmetic = Literal["auto", "plain", "fused", "kernels"]
 # In float32, in which the optimizer computes: below 1, and the smallest and largest number.
 BelowOne = Annotated[float, Range(0, 0.9999999)]
 Positive = Annotated[float, Range(1.18e-38, 3.4e38)]
@@ -143,6 +144,7 @@ class TrainingConfig(Settings):
     eval_batches: Count = 50  # fixed validation batches per evaluation
     log_every: Count = 20  # steps between lines of metrics.jsonl
     compute_dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: bfloat16 on accelerators that have it
+    arithmetic: Arithmetic = "auto"  # plain: the textbook's formulas; auto: the fastest (on a GPU hand-written kernels)
     remat: bool = False  # recompute activations in the backward pass: less memory, about a third more work
     tensorboard: bool = False  # also write TensorBoard events (needs the extra `tensorboard`)
 
@@ -156,8 +158,8 @@ class TrainingConfig(Settings):
 # with a cosine schedule does get other rates from then on; that is what its user asks for. A moved source is fine
 # as long as its stories are the same, which the corpus fingerprint tells, and the size of the vocabulary is theirs.)
 FREE_TO_CHANGE = frozenset(
-    "epochs steps eval_every save_every eval_batches log_every tensorboard source cache_dir remat vocab_size".split()
-)
+    "epochs steps eval_every save_every eval_batches log_every tensorboard source cache_dir arithmetic remat".split()
+) | {"vocab_size"}
 
 
 @dataclass(frozen=True)

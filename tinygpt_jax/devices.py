@@ -14,6 +14,8 @@ Device = Literal["auto", "cpu", "gpu"]
 
 USE_THE_GPU = "pip install -e '.[cuda12]'"  # as the README has it
 
+AMPERE = 8.0  # NVIDIA's first generation (2020) with bfloat16 in its tensor cores
+
 # The file of a loaded NVIDIA driver.
 _NVIDIA_DRIVER = Path("/proc/driver/nvidia/version")
 # Whether Linux gives programs large pages: always, where they ask for them (madvise), or never.
@@ -155,7 +157,15 @@ def resolve_dtype(name: Literal["auto", "float32", "bfloat16"], device: Any = No
 
     if name != "auto":
         return jnp.dtype(name)
-    device = device or jax.devices()[0]
-    # Ampere (8.0) is NVIDIA's first generation with bfloat16 in its tensor cores.
-    fast = device.platform == "tpu" or float(getattr(device, "compute_capability", 0)) >= 8.0
+    fast = (device or jax.devices()[0]).platform == "tpu" or nvidia_generation(device) >= AMPERE
     return jnp.dtype(jnp.bfloat16 if fast else jnp.float32)
+
+
+def nvidia_generation(device: Any = None) -> float:
+    """The compute capability of an NVIDIA GPU, such as 9.0, by default that of the one JAX runs on; 0 of others."""
+    import jax
+
+    try:
+        return float(getattr(device or jax.devices()[0], "compute_capability", 0))
+    except ValueError:  # AMD's GPUs have names there
+        return 0.0

@@ -89,8 +89,9 @@ class GPT(nn.Module):
         cache: tuple[LayerCache, ...],
         column: Int[Array, ""],
         start: Int[Array, " b"],
+        last: Int[Array, ""] | int = -1,
     ) -> tuple[Float[Array, "b v"], tuple[LayerCache, ...]]:
-        """Read `tokens` into the cache at columns `column ...`, and return the logits after the last of them.
+        """Read `tokens` into the cache at columns `column ...`, and return the logits after the `last` of them.
 
         Rows of different lengths are aligned at their ends: row i's text begins at column `start[i]`, and what
         stands before it is never looked at.
@@ -104,7 +105,7 @@ class GPT(nn.Module):
         for block, layer in zip(self.blocks, cache, strict=True):
             x, layer = block(x, cache=layer, column=column, mask=mask[:, None])
             layers.append(layer)
-        x = x[:, -1:]
+        x = jax.lax.dynamic_slice_in_dim(x, last, 1, axis=1)
         if self.config.norm == "pre":
             x = self.final_norm(x)
         return self.logits(x)[:, 0], tuple(layers)
@@ -180,19 +181,17 @@ class SelfAttention(_Part):
     ) -> tuple[Float[Array, "b t d"], LayerCache | None]:
         """Mix each position with those before it; see `Block` for the cache."""
         F, d, n_heads = self.arithmetic, self.config.d_model, self.config.n_heads
-        # One product for queries, keys and values keeps the device busier than three.
         qkv_weight = self.param("qkv_weight", normal(d**-0.5), (d, 3 * d))
         qkv_bias = self.param("qkv_bias", zeros, (3 * d,))
         out_weight = self.param("out_weight", _residual_init(d, self.config), (d, d))
         out_bias = self.param("out_bias", zeros, (d,))
-
-        qkv = F.linear(x, qkv_weight, qkv_bias)
         if cache is None:
-            mixed = F.self_attention(qkv, n_heads)
-        else:
-            query, key, value = (F.split_heads(part, n_heads) for part in jnp.split(qkv, 3, axis=-1))
-            cache = (_write(cache[0], key, column), _write(cache[1], value, column))
-            mixed = F.merge_heads(F.attention(query, *cache, mask))
+            return F.self_attention(x, qkv_weight, qkv_bias, out_weight, out_bias, n_heads), None
+        query, key, value = (
+            F.split_heads(part, n_heads) for part in jnp.split(F.linear(x, qkv_weight, qkv_bias), 3, axis=-1)
+        )
+        cache = (_write(cache[0], key, column), _write(cache[1], value, column))
+        mixed = F.merge_heads(F.attention(query, *cache, mask))
         return F.linear(mixed, out_weight, out_bias), cache
 
 

@@ -16,7 +16,7 @@ import os
 import statistics
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -99,53 +99,58 @@ class Measurement:
     """Of one size; each method gives a table."""
 
     def __init__(self, model: ModelConfig, arguments: Arguments, caches: Path) -> None:
-        self._config = Config(model=model, training=TrainingConfig(batch_size=arguments.batch_size))
+        self.config = Config(model=model, training=TrainingConfig(batch_size=arguments.batch_size))
         self._arguments, self._caches = arguments, caches
 
     def __str__(self) -> str:
-        m, rows = self._config.model, self._arguments.batch_size
+        m, rows = self.config.model, self._arguments.batch_size
         shape = f"{m.n_layers} layers x {m.d_model}, vocabulary {m.vocab_size:,}"
         return f"{shape}, {rows} x {m.context_length} tokens an update"
 
-    def startup(self) -> Table:
+    def startup(self, contestants: Sequence[Contestant] = TRAINERS) -> Table:
         """Start each contestant twice."""
 
         def start(contestant: Contestant) -> None:
             with self._process(contestant, "Trainer") as ask:
-                updates(ask, self._config)()
+                updates(ask, self.config)()
 
-        present = self._present(TRAINERS)
+        present = self._present(contestants)
         return {c.name: {f"{cache}, s": timed(start, c) for cache in ("cold", "warm")} for c in present}
 
     def training(self) -> Table:
         """Let all contestants take turns of about a second, and with them our product of two large matrices."""
+        with self.processes(TRAINERS, "Trainer") as asks:
+            return self.race(asks, {name: updates(ask, self.config) for name, ask in asks.items()}, uncounted=2)
+
+    def race(self, asks: Mapping[str, Ask], turns: Mapping[str, Callable[[], float]], uncounted: int) -> Table:
+        """Let trainers, ours among them, take their turns, of which the first `uncounted` do not count."""
         from tinygpt_jax.training.metrics import flops_per_token
 
-        tokens = self._arguments.batch_size * self._config.model.context_length
-        flops = tokens * flops_per_token(self._config.model)
-        with self._processes(TRAINERS, "Trainer") as asks:
-            turns = {name: updates(ask, self._config) for name, ask in asks.items()}
-            turns["peak"] = partial(asks[OURS.name], methodcaller("peak_flops"))
-            measured = take_turns(turns, self._arguments.repeats, uncounted=2)
-            peak = statistics.median(measured.pop("peak"))
-            return {
-                name: {
-                    "tokens/s": tokens / statistics.median(seconds),
-                    "ms/update": spread(1000 * x for x in seconds),
-                    "share of peak": flops / statistics.median(seconds) / peak,
-                    "peak GiB": asks[name](peak_memory) / 2**30,
-                    "ours is faster by": _ratio(seconds, measured[OURS.name]),
-                }
-                for name, seconds in measured.items()
+        tokens = self._arguments.batch_size * self.config.model.context_length
+        flops = tokens * flops_per_token(self.config.model)
+        peaks = {"peak": partial(asks[OURS.name], methodcaller("peak_flops"))}
+        measured = take_turns({**turns, **peaks}, self._arguments.repeats, uncounted)
+        peak = statistics.median(measured.pop("peak"))
+        return {
+            name: {
+                "tokens/s": tokens / statistics.median(seconds),
+                "ms/update": spread(1000 * x for x in seconds),
+                "share of peak": flops / statistics.median(seconds) / peak,
+                "peak GiB": asks[name](peak_memory) / 2**30,
+                "ours is faster by": _ratio(seconds, measured[OURS.name]),
             }
+            for name, seconds in measured.items()
+        }
 
-    def decoding(self) -> Table:
+    def decoding(
+        self, contestants: Sequence[Contestant] = WRITERS, tasks: Mapping[str, tuple[int, int, int]] = WRITING
+    ) -> Table:
         """Let all contestants take turns at each task. All write greedily, and end no text early."""
         table: Table = {}
-        with self._processes(WRITERS, "Writer") as asks:
-            for rows, (task, (read, length, counted)) in product(self._arguments.rows, WRITING.items()):
-                prompts = np.random.default_rng(0).integers(0, self._config.model.vocab_size, (rows, read), np.int32)
-                able = [c.name for c in WRITERS if c.name in asks and rows <= c.most_rows]
+        with self.processes(contestants, "Writer") as asks:
+            for rows, (task, (read, length, counted)) in product(self._arguments.rows, tasks.items()):
+                prompts = np.random.default_rng(0).integers(0, self.config.model.vocab_size, (rows, read), np.int32)
+                able = [c.name for c in contestants if c.name in asks and rows <= c.most_rows]
                 turns = {name: partial(asks[name], write, prompts, length) for name in able}
                 measured = take_turns(turns, self._arguments.repeats, uncounted=1)  # which compiles
                 for name, seconds in measured.items():
@@ -161,7 +166,7 @@ class Measurement:
         with self._process(OURS, None) as ask:
             for name, settings in SAVINGS.items():
                 if self._arguments.batch_size % settings.get("gradient_accumulation", 1) == 0:
-                    config = replace(self._config, training=replace(self._config.training, **settings))
+                    config = replace(self.config, training=replace(self.config.training, **settings))
                     kept, temporary = ask(methodcaller("bytes_of_update", config))
                     table[name] = {"state, GiB": kept / 2**30, "at most, GiB": (kept + temporary) / 2**30}
         return table
@@ -181,7 +186,7 @@ class Measurement:
 
         table: Table = {}
         for layout in ("padded", "packed"):
-            rows = Rows(split, layout, self._config.model.context_length, end_of_text=0)
+            rows = Rows(split, layout, self.config.model.context_length, end_of_text=0)
             batches = TrainingBatches(rows, self._arguments.batch_size, seed=0)
             ahead = batches.iterate()
             table[layout] = {
@@ -200,7 +205,8 @@ class Measurement:
         return [c for c in wanted if c not in missing]
 
     @contextmanager
-    def _processes(self, contestants: Sequence[Contestant], kind: Kind) -> Iterator[dict[str, Ask]]:
+    def processes(self, contestants: Sequence[Contestant], kind: Kind) -> Iterator[dict[str, Ask]]:
+        """Those that are wanted and installed, by name, each in a process of its own."""
         with ExitStack() as stack:
             yield {c.name: stack.enter_context(self._process(c, kind)) for c in self._present(contestants)}
 
@@ -215,7 +221,7 @@ class Measurement:
         for_all = contestant is OURS or self._arguments.huge_pages_for_all
         if not for_all and os.environ.get(TUNABLES) == HUGE_PAGES:
             environment[TUNABLES] = ""
-        return in_a_process(environment, contestant.file, kind, self._config, **contestant.options)
+        return in_a_process(environment, contestant.file, kind, self.config, **contestant.options)
 
 
 def _ratio(theirs: list[float], ours: list[float]) -> Spread:

@@ -3,12 +3,15 @@
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-# What a measurement gives: for each row of a table, the value or (median, smallest, largest) of each column.
+# What a measurement gives: for each row of a table, the value, (median, smallest, largest) or words of each column.
 Spread = tuple[float, float, float]
-Table = dict[str, dict[str, float | Spread]]
+Cell = float | Spread | str
+Table = dict[str, dict[str, Cell]]
+
+_WIDEST = 100  # letters of a cell that is printed
 
 
 def take_turns(turns: Mapping[str, Callable[[], float]], repeats: int, uncounted: int = 0) -> dict[str, list[float]]:
@@ -31,9 +34,10 @@ def spread(values: Iterable[float]) -> Spread:
 
 
 def print_table(title: str, table: Table) -> None:
-    """Print a title, the names of the columns, and a line for each row."""
-    columns = list(dict.fromkeys(column for row in table.values() for column in row))
-    lines = [["", *columns], *([name, *(_cell(row[column]) for column in columns)] for name, row in table.items())]
+    """Print a title, the names of the columns, and a line for each row; of long words the beginning."""
+    lines = [
+        [cell if len(cell) <= _WIDEST else f"{cell[: _WIDEST - 3]}..." for cell in cells] for cells in lines_of(table)
+    ]
     widths = [max(map(len, cells)) for cells in zip(*lines, strict=True)]
     print(f"\n{title}")
     for name, *cells in lines:
@@ -42,9 +46,20 @@ def print_table(title: str, table: Table) -> None:
     sys.stdout.flush()
 
 
-def _cell(value: float | Spread) -> str:
+def lines_of(table: Table) -> list[list[str]]:
+    """The table in words: the names of the columns, then each row's name and its cells."""
+    columns = list(dict.fromkeys(column for row in table.values() for column in row))
+    return [
+        ["", *columns],
+        *([name, *(_words(row.get(column, "")) for column in columns)] for name, row in table.items()),
+    ]
+
+
+def _words(value: Cell) -> str:
     """A number with three digits; of three, the second and third are the smallest and largest."""
-    if isinstance(value, tuple):
-        middle, low, high = map(_cell, value)
+    if isinstance(value, str):
+        return value
+    if isinstance(value, Sequence):  # a tuple, which JSON gives back as a list
+        middle, low, high = map(_words, value)
         return f"{middle} ({low}-{high})"
-    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"

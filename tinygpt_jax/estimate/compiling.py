@@ -168,8 +168,9 @@ def _optimizer_and_state(config: Config) -> tuple[Any, Any]:
 
 
 def _decoding(config: Config, mesh: Any, rows: int) -> Any:
-    """The loop that writes `rows` texts, traced for the mesh's first device."""
+    """What the loop that writes `rows` texts does for a token, traced for the mesh's first device."""
     import jax
+    import numpy as np
     from jax.sharding import SingleDeviceSharding
 
     from tinygpt_jax.generation import decoding
@@ -177,18 +178,20 @@ def _decoding(config: Config, mesh: Any, rows: int) -> Any:
     from tinygpt_jax.model import abstract_params
     from tinygpt_jax.training.parts import make_model
 
-    model, params = make_model(config, mesh), abstract_params(config.model)
+    model, device = make_model(config, mesh), mesh.devices.flat[0]
+    rows = max(rows, decoding.least_rows(device.platform))
 
     def arguments(params):
-        windows, ended = [[0]] * rows, [False] * rows
-        state = decoding._read_windows(model, params, windows, ended, 0, 0)
-        keys = jax.random.split(jax.random.key(0), rows)
-        return params, state, keys, as_scalars(Sampling()), config.model.context_length, 0
+        nonlocal model
+        model, params = decoding.prepare(model, params)
+        settings, keys = as_scalars(Sampling()), jax.random.split(jax.random.key(0), rows)
+        state = decoding._read_windows(model, params, [[0]] * rows, np.zeros(rows, bool), keys, settings, 0, 0)
+        return params, state, state.token[:, None], 0, keys, settings, 0
 
-    here = SingleDeviceSharding(mesh.devices.flat[0])
-    shapes = jax.eval_shape(arguments, params)
+    here = SingleDeviceSharding(device)
+    shapes = jax.eval_shape(arguments, abstract_params(config.model))
     placed = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), shapes)
-    return decoding._write.trace(model, *placed)
+    return jax.jit(decoding._next, static_argnums=0, donate_argnums=2).trace(model, *placed)
 
 
 def _pallas_kernels(jaxpr: Any) -> Iterator[tuple[str, float]]:

@@ -50,9 +50,6 @@ def account(compiled: Compiled, request: Request) -> Estimate:
     program, decodes = read_program(compiled.text), request.rows is not None
     lightest, exchanges = kernels_and_exchanges(program, compiled.written_by_hand, min)
     heaviest, _ = kernels_and_exchanges(program, compiled.written_by_hand, max)
-    if decodes:  # all texts together get a token in each round of the loop
-        lightest, heaviest = ([kernel for kernel in found if kernel.in_open_loop] for found in (lightest, heaviest))
-        exchanges = []  # one device decodes
     return Estimate(
         compiled.arguments_bytes,
         compiled.most_bytes,

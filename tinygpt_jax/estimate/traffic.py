@@ -28,8 +28,7 @@ class Kernel:
     bytes: float  # read and written in the card's memory
     flops: float  # of the products in it; other arithmetic is not counted
     dtype: str  # of what the products multiply
-    times: int  # launches in a run of the program, or in one round of the loop whose rounds are not known
-    in_open_loop: bool  # whether it stands in such a loop
+    times: int  # launches in a run of the program, with one round of a loop whose rounds are not known
 
 
 @dataclass(frozen=True)
@@ -58,7 +57,7 @@ def kernels_and_exchanges(
         written_by_hand: FLOP of Pallas kernels by their names, which the program holds in no form to be read.
         branch: which of a conditional's branches is taken, `max` or `min` of the bytes they move.
     """
-    found = list(_walk(program, program.entry, 1, False, branch))
+    found = list(_walk(program, program.entry, 1, branch))
     kernels = [_with_known_flops(x, written_by_hand or {}) for x in found if isinstance(x, Kernel)]
     return kernels, [x for x in found if isinstance(x, Exchange)]
 
@@ -70,9 +69,7 @@ def _with_known_flops(kernel: Kernel, flops: Mapping[str, float]) -> Kernel:
     return replace(kernel, flops=flops[name[1]], dtype=kernel.instruction.result[0].dtype)
 
 
-def _walk(
-    program: Program, name: str, times: int, in_open_loop: bool, branch: Callable[..., Any]
-) -> Iterator[Kernel | Exchange]:
+def _walk(program: Program, name: str, times: int, branch: Callable[..., Any]) -> Iterator[Kernel | Exchange]:
     computation = program.computations[name]
     for instruction in computation.values():
         opcode = instruction.opcode
@@ -80,20 +77,18 @@ def _walk(
         if opcode in _NO_KERNEL or opcode.endswith(("-done", "-update")):
             continue
         if opcode == "while":
-            rounds = instruction.rounds
-            is_open = in_open_loop or rounds is None
-            yield from _walk(program, instruction.called[0], times * (rounds or 1), is_open, branch)
+            yield from _walk(program, instruction.called[0], times * (instruction.rounds or 1), branch)
         elif opcode == "conditional":
-            branches = [list(_walk(program, called, times, in_open_loop, branch)) for called in instruction.called]
+            branches = [list(_walk(program, called, times, branch)) for called in instruction.called]
             yield from branch(branches, key=lambda found: sum(x.bytes * x.times for x in found))
         elif opcode in ("call", "async-start"):
-            yield from _walk(program, instruction.called[0], times, in_open_loop, branch)
+            yield from _walk(program, instruction.called[0], times, branch)
         elif kind in _EXCHANGES:
             yield _exchange(instruction, kind, computation, times)
         else:
             moved = _bytes_moved(program, computation, instruction)
             flops, dtype = _product_flops(program, computation, instruction)
-            yield Kernel(instruction, moved, flops, dtype, times, in_open_loop)
+            yield Kernel(instruction, moved, flops, dtype, times)
 
 
 def _exchange(instruction: Instruction, kind: str, computation: Computation, times: int) -> Exchange:

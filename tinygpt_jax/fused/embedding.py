@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from tinygpt_jax.fused.rows import on_each_device
+
 
 @jax.custom_vjp
 def embed(table: Float[Array, "v d"], tokens: Int[Array, "*batch"]) -> Float[Array, "*batch d"]:
@@ -18,12 +20,16 @@ def _embed_forward(table, tokens):
 def _embed_backward(residuals, gradient):
     # Adding in order of the token keeps equal rows side by side. The plain scatter-add that autodiff writes
     # sends NVIDIA's threads to compete for the row of each frequent token: hundreds of times slower.
+    # Several devices each make a table of their own rows: what they add up is then one table, not all rows.
     tokens, vocab_size = residuals
-    tokens = tokens.reshape(-1)
-    order = jnp.argsort(tokens)
-    rows = gradient.reshape(-1, gradient.shape[-1])[order]
-    table_gradient = jax.ops.segment_sum(rows, tokens[order], vocab_size, indices_are_sorted=True)
-    return table_gradient, None
+
+    def of_device(tokens, gradient):
+        tokens = tokens.reshape(-1)
+        order = jnp.argsort(tokens)
+        rows = gradient.reshape(-1, gradient.shape[-1])[order]
+        return jax.ops.segment_sum(rows, tokens[order], vocab_size, indices_are_sorted=True)[None]
+
+    return jnp.sum(on_each_device(of_device, tokens, gradient), axis=0), None
 
 
 embed.defvjp(_embed_forward, _embed_backward)

@@ -30,36 +30,40 @@ def head_cross_entropy(
         vocab_multiple: pad the vocabulary to a multiple of this for the product (128 suits tensor cores); the
             padding has no probability.
     """
+    return arranged(hidden, head, targets, mask, chunks, vocab_multiple, losses_and_gradient)
+
+
+def arranged(hidden, head, targets, mask, chunks, vocab_multiple, losses_and_gradient) -> Float[Array, ""]:
+    """`head_cross_entropy`, given the function of logits that it rests on; see `losses_and_gradient`."""
     if mask is None:
         mask = jnp.ones(targets.shape, bool)
     padding = -head.shape[0] % vocab_multiple
     head = jnp.pad(head, ((0, padding), (0, 0)))
     weights = mask / jnp.maximum(jnp.sum(mask), 1).astype(jnp.float32)
     vocab_size = head.shape[0] - padding
-    return _head_loss(hidden, head, targets, weights, chunks, vocab_size)  # pyright: ignore[reportCallIssue]
+    return _head_loss(hidden, head, targets, weights, chunks, vocab_size, losses_and_gradient)  # pyright: ignore
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(4, 5))
-def _head_loss(hidden, head, targets, weights, chunks, vocab_size):
+@partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
+def _head_loss(hidden, head, targets, weights, chunks, vocab_size, _):
     """Sum of weights x token losses. `head` may have more rows than the vocabulary."""
     head = head.astype(hidden.dtype)
 
     def chunk_loss(chunk):
         hidden_chunk, target_chunk, weight_chunk = chunk
-        losses, _ = _chunk_losses(hidden_chunk, target_chunk, head, vocab_size)
+        losses, _ = losses_and_gradient(_logits(hidden_chunk, head), target_chunk, weight_chunk, vocab_size)
         return jnp.sum(losses * weight_chunk)
 
     return jnp.sum(jax.lax.map(chunk_loss, _cut_time((hidden, targets, weights), chunks)))
 
 
-def _head_loss_forward(hidden, head, targets, weights, chunks, vocab_size):
+def _head_loss_forward(hidden, head, targets, weights, chunks, vocab_size, losses_and_gradient):
     head_cast = head.astype(hidden.dtype)
 
     def chunk_step(head_gradient, chunk):
         hidden_chunk, target_chunk, weight_chunk = chunk
-        losses, probabilities = _chunk_losses(hidden_chunk, target_chunk, head_cast, vocab_size)
-        is_target = _vocabulary_index(probabilities) == target_chunk[..., None]
-        logits_gradient = ((probabilities - is_target) * weight_chunk[..., None]).astype(hidden.dtype)
+        logits = _logits(hidden_chunk, head_cast)
+        losses, logits_gradient = losses_and_gradient(logits, target_chunk, weight_chunk, vocab_size)
         hidden_gradient = jnp.einsum("btv,vd->btd", logits_gradient, head_cast)
         logits_rows, hidden_rows = (x.reshape(-1, x.shape[-1]) for x in (logits_gradient, hidden_chunk))
         head_gradient += product_over_rows(logits_rows, hidden_rows, jnp.float32)
@@ -75,7 +79,7 @@ def _head_loss_forward(hidden, head, targets, weights, chunks, vocab_size):
     return jnp.sum(losses), (hidden_gradient, head_gradient)
 
 
-def _head_loss_backward(chunks, vocab_size, residuals, gradient):
+def _head_loss_backward(chunks, vocab_size, _, residuals, gradient):
     hidden_gradient, head_gradient = residuals
     return (hidden_gradient * gradient).astype(hidden_gradient.dtype), head_gradient * gradient, None, None
 
@@ -83,37 +87,27 @@ def _head_loss_backward(chunks, vocab_size, residuals, gradient):
 _head_loss.defvjp(_head_loss_forward, _head_loss_backward)
 
 
-def _chunk_losses(hidden, targets, head, vocab_size):
-    """Token losses `[b, t]` and probabilities `[b, t, rows of head]`, both float32, of one piece."""
-    # Stored in the dtype of the products: half the memory in bfloat16, and the float32 arithmetic below is fused.
-    logits = jnp.einsum("btd,vd->btv", hidden, head)
-    padding = jnp.finfo(jnp.float32).min
-    logits = jnp.where(_vocabulary_index(logits) < vocab_size, logits.astype(jnp.float32), padding)
-    largest, log_total = _log_sum_exp(logits)
+def _logits(hidden, head):
+    # In the dtype of the products: half the memory in bfloat16. What is computed of them is float32.
+    return jnp.einsum("btd,vd->btv", hidden, head)
+
+
+def losses_and_gradient(
+    logits: Float[Array, "b t v"], targets: Int[Array, "b t"], weights: Float[Array, "b t"], vocab_size: int
+) -> tuple[Float[Array, "b t"], Float[Array, "b t v"]]:
+    """Token losses in float32, and the gradient of weights x losses for the logits, in their dtype.
+
+    What stands in the logits behind `vocab_size` has no probability.
+    """
+    dtype, index = logits.dtype, jax.lax.broadcasted_iota(jnp.int32, logits.shape, logits.ndim - 1)
+    logits = jnp.where(index < vocab_size, logits.astype(jnp.float32), -jnp.inf)
     # Shifted before anything is added up: large logits keep their digits.
-    target_logits = jnp.take_along_axis(logits, targets[..., None], axis=-1) - largest
-    return (log_total - target_logits)[..., 0], jnp.exp(logits - largest - log_total)
-
-
-def _log_sum_exp(x):
-    """The largest of the last axis, and ln(sum(exp(x - largest))); both float32 and with that axis of length 1."""
-
-    def in_two_passes(x):
-        largest = jnp.max(x, axis=-1, keepdims=True)
-        return largest, jnp.log(jnp.sum(jnp.exp(x - largest), axis=-1, keepdims=True))
-
-    def in_one_pass(x):
-        """The largest so far and the sum relative to it, merged in any order: a GPU reads the logits once."""
-
-        def merge(a, b):
-            largest = jnp.maximum(a[0], b[0])
-            return largest, a[1] * jnp.exp(a[0] - largest) + b[1] * jnp.exp(b[0] - largest)
-
-        start = (jnp.finfo(jnp.float32).min, jnp.float32(0))
-        largest, total = jax.lax.reduce((x, jnp.ones_like(x)), start, merge, (x.ndim - 1,))
-        return largest[..., None], jnp.log(total)[..., None]
-
-    return jax.lax.platform_dependent(x, cpu=in_two_passes, default=in_one_pass)
+    logits = logits - jnp.max(logits, axis=-1, keepdims=True)
+    log_total = jnp.log(jnp.sum(jnp.exp(logits), axis=-1, keepdims=True))
+    target_logits = jnp.take_along_axis(logits, targets[..., None], axis=-1)
+    probabilities = jnp.exp(logits - log_total)
+    gradient = (probabilities - (index == targets[..., None])) * weights[..., None]
+    return (log_total - target_logits)[..., 0], gradient.astype(dtype)
 
 
 def _cut_time(arrays, chunks):
@@ -126,7 +120,3 @@ def _cut_time(arrays, chunks):
         return jnp.moveaxis(x.reshape(batch, chunks, length // chunks, *rest), 1, 0)
 
     return jax.tree.map(cut, arrays)
-
-
-def _vocabulary_index(logits):
-    return jax.lax.broadcasted_iota(jnp.int32, logits.shape, logits.ndim - 1)

@@ -1,8 +1,11 @@
 """Choosing the next token: pure functions from logits to logits, and from logits to a token.
 
-The settings are ordinary arguments, not part of the compiled program: changing one compiles nothing anew. No
-function sorts the vocabulary; sorting 50,257 logits takes longer than computing them.
+Which rules act is part of the compiled program, which does no work for the others. Their settings are ordinary
+arguments: changing one compiles nothing anew. No function sorts the vocabulary; sorting 50,257 logits takes longer
+than computing them.
 """
+
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -17,30 +20,37 @@ _BLOCK = 256  # tokens per block of `categorical`: about the square root of GPT-
 
 
 def as_scalars(sampling: Sampling) -> dict[str, Scalar]:
-    """The settings as arguments of `next_token`."""
-    return {name: jnp.float32(value) for name, value in vars(sampling).items()}
+    """The settings of the rules that act, as arguments of `next_token`."""
+    acting = {"repetition_penalty": sampling.repetition_penalty != 1}
+    if sampling.temperature > 0:  # at 0 the likeliest token is taken, which top-k and top-p always keep
+        acting |= {"temperature": True, "top_k": sampling.top_k > 0, "top_p": sampling.top_p < 1}
+    return {name: jnp.float32(getattr(sampling, name)) for name, acts in acting.items() if acts}
 
 
 def next_token(
     keys: Key[Array, " b"],
     logits: Float[Array, "b v"],
-    seen: Bool[Array, "b v"],
-    temperature: Scalar,
-    top_k: Scalar,
-    top_p: Scalar,
-    repetition_penalty: Scalar,
+    seen: Bool[Array, "b v"] | None,
+    temperature: Scalar | None = None,
+    top_k: Scalar | None = None,
+    top_p: Scalar | None = None,
+    repetition_penalty: Scalar | None = None,
 ) -> Int[Array, " b"]:
-    """Choose a token for each row as `config.Sampling` says; `seen` are the tokens that its text already has."""
+    """Choose a token for each row as `config.Sampling` says, with the rules that have a setting.
 
-    def sampled(logits):
-        logits = scale_by_temperature(logits, temperature)
-        return categorical(keys, keep_top_p(keep_top_k(logits, top_k), top_p))
-
-    def likeliest(logits):
+    `seen` are the tokens that a row's text already has; only the penalty asks for them. Without a temperature the
+    likeliest token is taken.
+    """
+    if repetition_penalty is not None:
+        logits = penalise_repetition(logits, seen, repetition_penalty)  # pyright: ignore[reportArgumentType]
+    if temperature is None:
         return jnp.argmax(logits, axis=-1).astype(jnp.int32)
-
-    logits = penalise_repetition(logits, seen, repetition_penalty)
-    return jax.lax.cond(temperature > 0, sampled, likeliest, logits)
+    logits = scale_by_temperature(logits, temperature)
+    if top_k is not None:
+        logits = keep_top_k(logits, top_k)
+    if top_p is not None:
+        logits = keep_top_p(logits, top_p)
+    return categorical(keys, logits)
 
 
 def mark_seen(seen: Bool[Array, "b v"], tokens: Int[Array, "b t"], end_of_text) -> Bool[Array, "b v"]:
@@ -63,26 +73,18 @@ def scale_by_temperature(logits: Float[Array, "b v"], temperature: Scalar) -> Fl
 
 
 def keep_top_k(logits: Float[Array, "b v"], k: Scalar) -> Float[Array, "b v"]:
-    """-inf for all but the k largest logits (Fan et al. 2018), and those equal to the k-th; 0 keeps all."""
-
-    def cut(logits):
-        return _keep_heaviest(logits, _unnormalised(logits), jnp.ones_like(logits), k)
-
-    return jax.lax.cond(k > 0, cut, lambda logits: logits, logits)
+    """-inf for all but the k largest logits (Fan et al. 2018), and those equal to the k-th."""
+    return _keep_heaviest(logits, _unnormalised(logits), jnp.ones_like(logits), k)
 
 
 def keep_top_p(logits: Float[Array, "b v"], p: Scalar) -> Float[Array, "b v"]:
     """-inf for all but the nucleus: the fewest likeliest tokens whose probabilities add up to p or more.
 
-    Holtzman et al. 2020, 3.1. Tokens as likely as the last of the nucleus are in it; 1 keeps all.
+    Holtzman et al. 2020, 3.1. Tokens as likely as the last of the nucleus are in it.
     """
-
-    def cut(logits):
-        probabilities = _unnormalised(logits)
-        target = p * jnp.sum(probabilities, axis=-1, keepdims=True)
-        return _keep_heaviest(logits, probabilities, probabilities, target)
-
-    return jax.lax.cond(p < 1, cut, lambda logits: logits, logits)
+    probabilities = _unnormalised(logits)
+    target = p * jnp.sum(probabilities, axis=-1, keepdims=True)
+    return _keep_heaviest(logits, probabilities, probabilities, target)
 
 
 def categorical(keys: Key[Array, " b"], logits: Float[Array, "b v"]) -> Int[Array, " b"]:
@@ -110,20 +112,29 @@ def _unnormalised(logits):
 
 
 def _keep_heaviest(logits, probabilities, weights, target):
-    """Keep the likeliest tokens of each row, as few as have weights that add up to `target`; -inf for the others.
+    """Keep the likeliest tokens of each row, as few as have weights that add up to `target`; -inf for the others."""
+    search = [partial(_smallest_kept, ways=ways) for ways in (2, 32)]  # a GPU does many comparisons in one kernel
+    smallest = jax.lax.platform_dependent(probabilities, weights, target, cpu=search[0], default=search[1])
+    return jnp.where(probabilities >= smallest, logits, -jnp.inf)
 
-    Finds the smallest probability to keep by bisection. Floats from 0 to 1 are ordered as their bits are, so
-    halving their range, which is below 2^30, 30 times leaves one float exactly.
+
+def _smallest_kept(probabilities, weights, target, ways):
+    """The largest float `[b, 1]` such that the probabilities from it on have weights that add up to `target`.
+
+    Floats from 0 to 1 are ordered as their bits are. So this looks for a whole number below 2^30, in steps that each
+    leave one part in `ways` of the numbers that are still possible.
     """
 
-    def halve(_, low_high):
+    def narrow(_, low_high):
         low, high = low_high
-        middle = (low + high) // 2
-        kept = probabilities >= jax.lax.bitcast_convert_type(middle, jnp.float32)
-        enough = jnp.sum(jnp.where(kept, weights, 0), axis=-1, keepdims=True) >= target
-        return jnp.where(enough, middle, low), jnp.where(enough, high, middle)
+        part = (high - low + ways - 1) // ways
+        candidates = low + part * jnp.arange(1, ways)[None, :]
+        kept = probabilities[:, None, :] >= jax.lax.bitcast_convert_type(candidates, jnp.float32)[:, :, None]
+        enough = jnp.sum(jnp.where(kept, weights[:, None, :], 0), axis=-1) >= target
+        low += part * jnp.sum(enough, axis=-1, keepdims=True)
+        return low, jnp.minimum(low + part, high)
 
-    low = jnp.zeros((logits.shape[0], 1), jnp.int32)
+    low = jnp.zeros((probabilities.shape[0], 1), jnp.int32)
     high = jnp.full_like(low, np.float32(1).view(np.int32) + 1)
-    low, _ = jax.lax.fori_loop(0, 30, halve, (low, high))
-    return jnp.where(probabilities >= jax.lax.bitcast_convert_type(low, jnp.float32), logits, -jnp.inf)
+    low, _ = jax.lax.fori_loop(0, 30 // (ways.bit_length() - 1), narrow, (low, high))
+    return jax.lax.bitcast_convert_type(low, jnp.float32)

@@ -7,10 +7,11 @@ from tinygpt_jax.fused import attention as attention
 from tinygpt_jax.fused import dropout as dropout
 from tinygpt_jax.fused import embed as embed
 from tinygpt_jax.fused import feed_forward as feed_forward
-from tinygpt_jax.fused import head_cross_entropy as head_cross_entropy
-from tinygpt_jax.fused import layer_norm as layer_norm
 from tinygpt_jax.fused import linear as linear
+from tinygpt_jax.fused import merge_heads as merge_heads
 from tinygpt_jax.fused import sinusoidal_encoding as sinusoidal_encoding
 from tinygpt_jax.fused import split_heads as split_heads
 from tinygpt_jax.fused import token_logits as token_logits
-from tinygpt_jax.kernels.attention import self_attention as self_attention
+from tinygpt_jax.kernels.causal_attention import self_attention as self_attention
+from tinygpt_jax.kernels.loss import head_cross_entropy as head_cross_entropy
+from tinygpt_jax.kernels.normalisation import layer_norm as layer_norm

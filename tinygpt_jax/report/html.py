@@ -63,6 +63,16 @@ def _table(caption: str, rows: Iterable[tuple[str, str, str]]) -> str:
     return f"<table><caption>{escape(caption)}</caption>\n{''.join(lines)}</table>\n"
 
 
+def grid(caption: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table of several columns: their names, the first of which is that of the rows, and each row's cells."""
+    head = "".join(f'<th scope="col">{escape(name)}</th>' for name in columns)
+    lines = []
+    for name, *cells in rows:
+        values = "".join(f"<td>{escape(cell)}</td>" for cell in cells)
+        lines.append(f'<tr><th scope="row">{escape(name)}</th>{values}</tr>\n')
+    return f'<table class="grid"><caption>{escape(caption)}</caption>\n<tr>{head}</tr>\n{"".join(lines)}</table>\n'
+
+
 def stories(prompt: str, texts: Iterable[tuple[str, str]]) -> str:
     """What was written from one prompt: (when, text), in order."""
     title = f"From \N{LEFT DOUBLE QUOTATION MARK}{prompt}\N{RIGHT DOUBLE QUOTATION MARK}" if prompt else "From nothing"

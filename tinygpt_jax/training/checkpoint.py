@@ -25,7 +25,7 @@ import optax
 import orbax.checkpoint as ocp
 from jax.sharding import Sharding, SingleDeviceSharding
 
-from tinygpt_jax import fused
+from tinygpt_jax.arithmetic import resolve_arithmetic
 from tinygpt_jax.config import Config
 from tinygpt_jax.devices import resolve_dtype
 from tinygpt_jax.errors import UserError, first_line
@@ -82,7 +82,8 @@ def open_run(workdir: Path, which: Literal["best", "last"] = "best") -> Run:
         with _passing_over_damage():
             saved.check(without="opt_state")
             config = saved.config()
-            model = GPT(config.model, resolve_dtype(config.training.compute_dtype), arithmetic=fused)
+            dtype = resolve_dtype(config.training.compute_dtype)
+            model = GPT(config.model, dtype, arithmetic=resolve_arithmetic())
             params = _restore(saved, "params", abstract_params(config.model))
             return Run(config, saved.tokenizer(), params, saved.step, model, saved.progress().corpus)
     raise UserError(f"{workdir} has no intact checkpoint: restore the folder from a copy, or train anew")

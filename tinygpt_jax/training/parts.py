@@ -6,7 +6,7 @@ import sys
 import jax
 from jax.sharding import Mesh
 
-from tinygpt_jax import fused
+from tinygpt_jax.arithmetic import resolve_arithmetic
 from tinygpt_jax.config import MOST_STEPS, Config, ModelConfig
 from tinygpt_jax.data.batches import EvaluationBatches, Rows, TrainingBatches
 from tinygpt_jax.data.corpus import Corpus
@@ -49,8 +49,9 @@ class Parts:
 
 def make_model(config: Config, mesh: Mesh) -> GPT:
     """The network as it is trained on the mesh's devices."""
-    training = config.training
-    return GPT(config.model, resolve_dtype(training.compute_dtype, mesh.devices.flat[0]), training.remat, fused)
+    training, device = config.training, mesh.devices.flat[0]
+    dtype, arithmetic = resolve_dtype(training.compute_dtype, device), resolve_arithmetic(training.arithmetic, device)
+    return GPT(config.model, dtype, training.remat, arithmetic)
 
 
 def check_memory(config: Config) -> None:

@@ -10,7 +10,7 @@ import optax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
-from tinygpt_jax import fused
+from tinygpt_jax import functional
 from tinygpt_jax.config import TrainingConfig
 from tinygpt_jax.data.batches import Batch
 from tinygpt_jax.errors import UsageError, UserError, first_line
@@ -19,7 +19,7 @@ from tinygpt_jax.random_keys import random_key
 
 # Logits of one update, with their gradient, may take this much memory of a device before they are cut in pieces. On a
 # CPU pieces of this size are at least as fast as the whole (docs/speed.md).
-_MOST_LOSS_BYTES = {"cpu": 2**29, "gpu": 2**33}
+_MOST_LOSS_BYTES = {"cpu": 2**29, "gpu": 2**32}
 
 
 class TrainState(NamedTuple):
@@ -86,7 +86,7 @@ def make_train_step(
         )
     platform = mesh.devices.flat[0].platform
     arrangement: dict[str, Any] = {}
-    if model.arithmetic is fused:
+    if model.arithmetic is not functional:
         arrangement["chunks"] = loss_chunks(model, share, platform)
         arrangement["vocab_multiple"] = 1 if platform == "cpu" else 128  # tensor cores want whole tiles
 
@@ -94,7 +94,8 @@ def make_train_step(
         def loss(params):
             return model.apply({"params": params}, *batch, key, **arrangement, method="loss")
 
-        return jax.value_and_grad(loss)(params)
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):  # so that kernels know the devices
+            return jax.value_and_grad(loss)(params)
 
     def accumulated(params, batch: Batch, key):
         """The same for a batch cut in pieces, each weighted by its share of the targets."""
@@ -132,7 +133,11 @@ def make_train_step(
     )
 
 
-def _compiler_options(platform: str, remat: bool) -> dict[str, str]:
+def _compiler_options(platform: str, remat: bool) -> dict[str, str | bool]:
+    if platform == "gpu":
+        # Products by cuBLAS, which adds the bias as it goes: in a loop of its own that reads and writes all again. And
+        # none has to be tried in Triton first, which takes half of the time to compile.
+        return known_options({"xla_gpu_enable_cublaslt": True, "xla_gpu_enable_triton_gemm": False})
     if platform != "cpu":
         return {}
     # Sums, as in LayerNorm and softmax, are faster in the library YNNPACK, and products as fast without it.
@@ -141,7 +146,7 @@ def _compiler_options(platform: str, remat: bool) -> dict[str, str]:
     return options | ({"xla_disable_hlo_passes": "cse_barrier_expander"} if remat else {})
 
 
-def known_options(options: dict[str, str]) -> dict[str, str]:
+def known_options(options: dict[str, str | bool]) -> dict[str, str | bool]:
     """`options` if this jaxlib knows them all, else none: an experimental one may be renamed, and only costs speed."""
     try:
         jax.jit(jnp.negative, compiler_options=options).lower(0.0).compile()
@@ -153,7 +158,7 @@ def known_options(options: dict[str, str]) -> dict[str, str]:
 def loss_chunks(model: GPT, rows: int, platform: str) -> int:
     """In how many pieces the loss of `rows` rows on one device is computed: as few as the memory rule allows.
 
-    The rule: logits and their gradient together stay below 0.5 GiB on a CPU and 8 GiB on an accelerator.
+    The rule: logits and their gradient together stay below 0.5 GiB on a CPU and 4 GiB on an accelerator.
     """
     length = model.config.context_length
     needed = 2 * rows * length * model.config.vocab_size * jnp.dtype(model.compute_dtype).itemsize

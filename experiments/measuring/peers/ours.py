@@ -7,7 +7,7 @@ import optax
 from jax.sharding import Mesh
 
 from experiments.measuring.tables import timed
-from tinygpt_jax import fused
+from tinygpt_jax.arithmetic import resolve_arithmetic
 from tinygpt_jax.config import Config
 from tinygpt_jax.data.batches import Batch
 from tinygpt_jax.devices import peak_flops, resolve_dtype, use_device
@@ -29,14 +29,21 @@ class Trainer:
         self.n_parameters = sum(x.size for x in jax.tree.leaves(self._state.params))
 
     def update(self, inputs: np.ndarray, targets: np.ndarray) -> jax.Array:
-        batch = put_batch(Batch(inputs, targets, np.ones(targets.shape, bool)), self._mesh)
-        self._state, metrics = self._update(self._state, batch, self._step)
+        self._state, metrics = self._update(self._state, self._put(inputs, targets), self._step)
         self._step += 1
         return metrics.loss
+
+    def compile(self, inputs: np.ndarray, targets: np.ndarray) -> jax.stages.Compiled:
+        """The program of such an update, which later ones run."""
+        self._update = self._update.lower(self._state, self._put(inputs, targets), self._step).compile()
+        return self._update
 
     def peak_flops(self) -> float:
         """FLOP/s that a share of peak is of: the datasheet's, or those of a large matrix product, measured now."""
         return peak_flops() or matrix_product_flops()
+
+    def _put(self, inputs: np.ndarray, targets: np.ndarray) -> Batch:
+        return put_batch(Batch(inputs, targets, np.ones(targets.shape, bool)), self._mesh)
 
 
 class Writer:
@@ -44,7 +51,7 @@ class Writer:
 
     def __init__(self, config: Config) -> None:
         use_device()
-        self.model = GPT(config.model, resolve_dtype("auto"), arithmetic=fused)
+        self.model = GPT(config.model, resolve_dtype("auto"), arithmetic=resolve_arithmetic())
         self.params = jax.jit(self.model.init)(jax.random.key(0), jnp.zeros((1, 1), jnp.int32))["params"]
 
     def write(self, prompts: np.ndarray, length: int) -> np.ndarray:
@@ -56,23 +63,24 @@ class Writer:
 
 
 def bytes_of_update(config: Config) -> tuple[int, int]:
-    """Bytes that stay from update to update, and bytes that an update needs beside them; nothing is run.
-
-    Of the compiled update they are its arguments, and its temporary memory with the results that reuse no argument's.
-    """
+    """Bytes that stay from update to update, and bytes that an update needs beside them; nothing is run."""
     model, optimizer, mesh = _parts(config)
     state = jax.eval_shape(lambda: initial_state(model, optimizer, config.training.seed, mesh))
     tokens = jax.ShapeDtypeStruct((config.training.batch_size, config.model.context_length), jnp.int32)
     batch = Batch(tokens, tokens, jax.ShapeDtypeStruct(tokens.shape, bool))
-    compiled = make_train_step(model, optimizer, config.training, mesh).lower(state, batch, 0).compile()
-    memory = compiled.memory_analysis()
+    return bytes_of(make_train_step(model, optimizer, config.training, mesh).lower(state, batch, 0).compile())
+
+
+def bytes_of(update: jax.stages.Compiled) -> tuple[int, int]:
+    """Of a compiled update its arguments, and its temporary memory with the results that reuse no argument's."""
+    memory = update.memory_analysis()
     new = memory.output_size_in_bytes - memory.alias_size_in_bytes
     return memory.argument_size_in_bytes, memory.temp_size_in_bytes + new
 
 
 def _parts(config: Config) -> tuple[GPT, optax.GradientTransformation, Mesh]:
     use_device()
-    model = GPT(config.model, resolve_dtype(config.training.compute_dtype), config.training.remat, fused)
+    model = GPT(config.model, resolve_dtype(config.training.compute_dtype), config.training.remat, resolve_arithmetic())
     return model, make_optimizer(config.optimizer, total_steps=1000), data_mesh()
 
 

@@ -72,6 +72,7 @@ def updates(ask: Ask, config: Config) -> Callable[[], float]:
             ask(train, batches[:1])
         count = count or 1
         seconds = ask(train, [batches[i % len(batches)] for i in range(count)]) / count
+        ask(rest)
         count = max(1, round(TURN_SECONDS / seconds))
         return seconds
 
@@ -94,6 +95,14 @@ def train(trainer: Any, batches: Sequence[Batch]) -> float:
         loss = trainer.update(inputs, targets)
     float(loss)  # which is there when all is done
     return time.perf_counter() - start
+
+
+def rest(_: Any) -> None:
+    """Give the memory of a GPU that PyTorch keeps between updates back, so that the others' turns have room."""
+    if "torch" in sys.modules:
+        import torch
+
+        torch.cuda.empty_cache()
 
 
 def write(writer: Any, prompts: np.ndarray, length: int) -> float:

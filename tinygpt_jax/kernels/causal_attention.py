@@ -19,33 +19,43 @@ from jax.experimental.pallas import triton
 from jaxtyping import Array, Float
 
 from tinygpt_jax import fused
+from tinygpt_jax.fused.rows import on_each_device
 
-_MOST_ROWS = 128  # queries or keys in a block; the scores of two such blocks fill a program's registers
-_LEAST_ROWS = 16  # what a tensor core multiplies
+_WHOLE = 128  # positions of a sequence up to which one program takes it whole
+_BLOCK = 64  # queries or keys that meet at a time in longer ones
+_LEAST = 16  # rows or features that a tensor core multiplies
 
 
-def self_attention(qkv: Float[Array, "b t d3"], n_heads: int, *, interpret: bool = False) -> Float[Array, "b t d"]:
+def self_attention(
+    x: Float[Array, "b t d"],
+    qkv_weight: Float[Array, "d d3"],
+    qkv_bias: Float[Array, " d3"],
+    out_weight: Float[Array, "d d"],
+    out_bias: Float[Array, " d"],
+    n_heads: int,
+    *,
+    interpret: bool = False,
+) -> Float[Array, "b t d"]:
     """`functional.self_attention`, in memory that grows with t, not with its square.
 
-    Args:
-        qkv: queries, keys and values of all heads, side by side.
-        n_heads: how many heads share the features of each.
-        interpret: run the kernels as ordinary JAX, on any device and slowly, as the tests do.
+    `interpret` runs the kernels as ordinary JAX, on any device and slowly, as the tests do.
     """
-    batch, length, features = qkv.shape
-    head_dim = features // (3 * n_heads)
-    if head_dim < _LEAST_ROWS or head_dim & (head_dim - 1):  # Triton's blocks are powers of two
-        return fused.self_attention(qkv, n_heads)  # pyright: ignore[reportReturnType]
-    block = min(_MOST_ROWS, max(_LEAST_ROWS, pl.next_power_of_2(length)))
+    batch, length, features = x.shape
+    head_dim = features // n_heads
+    if head_dim < _LEAST or head_dim & (head_dim - 1):  # Triton's blocks are powers of two
+        return fused.self_attention(x, qkv_weight, qkv_bias, out_weight, out_bias, n_heads)
+    block = max(_LEAST, pl.next_power_of_2(length)) if length <= _WHOLE else _BLOCK
+    qkv = fused.linear(x, qkv_weight, qkv_bias)
     # What is added at the end no earlier query looks at.
-    padded = jnp.pad(qkv, ((0, 0), (0, -length % block), (0, 0)))
-    mixed = _attention(padded.reshape(batch, -1, 3, n_heads, head_dim), block, interpret)
-    return mixed.reshape(batch, -1, n_heads * head_dim)[:, :length]
+    qkv = jnp.pad(qkv, ((0, 0), (0, -length % block), (0, 0))).reshape(batch, -1, 3, n_heads, head_dim)
+    mixed = _attention(qkv, block, interpret)
+    mixed = mixed.reshape(batch, -1, features)[:, :length]  # pyright: ignore[reportAttributeAccessIssue]
+    return fused.linear(mixed, out_weight, out_bias)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(1, 2))
 def _attention(qkv, block, interpret):
-    """`[b, t, 3, h, e]` to `[b, t, h, e]`; t is a multiple of the block."""
+    """Of queries, keys and values `[b, t, 3, h, e]`: `[b, t, h, e]`. The block divides t."""
     return _forward(qkv, block, interpret)[0]
 
 
@@ -53,60 +63,62 @@ def _forward(qkv, block, interpret):
     batch, length, _, heads, head_dim = qkv.shape
     out = jax.ShapeDtypeStruct((batch, length, heads, head_dim), qkv.dtype)
     log_total = jax.ShapeDtypeStruct((batch, heads, length), jnp.float32)
-    out, log_total = _run(_forward_kernel, (qkv,), (out, log_total), block, interpret, warps=4)
+    out, log_total = _run(_forward_kernel, (qkv,), (out, log_total), block, interpret)
     return out, (qkv, out, log_total)
 
 
 def _backward(block, interpret, residuals, gradient):
-    run = partial(_run, block=block, interpret=interpret)
     qkv, out, log_total = residuals
-    like = jax.ShapeDtypeStruct(qkv.shape, qkv.dtype)
+    run = partial(_run, block=block, interpret=interpret)
     if qkv.shape[1] == block:  # the whole sequence is one block: one kernel gives all gradients
-        return tuple(run(_whole_backward_kernel, (qkv, log_total, gradient), (like,), warps=8))
+        like = jax.ShapeDtypeStruct(qkv.shape, qkv.dtype)
+        return tuple(run(_whole_backward_kernel, (qkv, log_total, gradient), (like,)))
     given = (qkv, out, log_total, gradient)
-    (queries,) = run(_query_backward_kernel, given, (jax.ShapeDtypeStruct(out.shape, out.dtype),), warps=8)
-    keys, values = run(_key_backward_kernel, given, (jax.ShapeDtypeStruct(out.shape, out.dtype),) * 2, warps=8)
-    return (jnp.stack([queries, keys, values], axis=2),)
+    like = jax.ShapeDtypeStruct(out.shape, out.dtype)
+    (by_query,) = run(_query_backward_kernel, given, (like,))
+    by_key, by_value = run(_key_backward_kernel, given, (like, like))
+    return (jnp.stack([by_query, by_key, by_value], axis=2),)
 
 
 _attention.defvjp(_forward, _backward)
 
 
-def _run(kernel, arrays, results, block, interpret, warps):
+def _run(kernel, arrays, results, block, interpret):
     """Run a kernel with a program for each sequence, head and block of rows; a program sees its head alone."""
-    batch, length, _, heads, _ = arrays[0].shape
 
-    def of_one_head(x):
-        if x.ndim == 3:  # [b, h, t]
-            return pl.BlockSpec((None, None, length), lambda b, h, i: (b, h, 0))
-        if x.ndim == 4:  # [b, t, h, e]
-            return pl.BlockSpec((None, length, None, x.shape[-1]), lambda b, h, i: (b, 0, h, 0))
-        return pl.BlockSpec((None, length, 3, None, x.shape[-1]), lambda b, h, i: (b, 0, 0, h, 0))
+    def call(*arrays):
+        batch, length, _, heads, head_dim = arrays[0].shape
+        of_head = {
+            5: pl.BlockSpec((None, length, 3, None, head_dim), lambda b, h, i: (b, 0, 0, h, 0)),  # [b, t, 3, h, e]
+            4: pl.BlockSpec((None, length, None, head_dim), lambda b, h, i: (b, 0, h, 0)),  # [b, t, h, e]
+            3: pl.BlockSpec((None, None, length), lambda b, h, i: (b, h, 0)),  # [b, h, t]
+        }
+        return pl.pallas_call(
+            partial(kernel, block=block),
+            grid=(batch, heads, length // block),
+            in_specs=[of_head[x.ndim] for x in arrays],
+            out_specs=[of_head[len(x.shape)] for x in results],
+            out_shape=[x.update(shape=(batch, *x.shape[1:])) for x in results],
+            compiler_params=triton.CompilerParams(num_warps=8 if block > _BLOCK else 4, num_stages=2),
+            interpret=interpret,
+            name=kernel.__name__.strip("_"),
+        )(*arrays)
 
-    return pl.pallas_call(
-        partial(kernel, block=block),
-        grid=(batch, heads, length // block),
-        in_specs=[of_one_head(x) for x in arrays],
-        out_specs=[of_one_head(x) for x in results],
-        out_shape=results,
-        compiler_params=triton.CompilerParams(num_warps=warps, num_stages=2),
-        interpret=interpret,
-        name=kernel.__name__.strip("_"),
-    )(*arrays)
+    return on_each_device(call, *arrays)
 
 
-# In the kernels: qkv [t, 3, e]; out, gradient and a gradient's results [t, e]; log_total [t].
+# In the kernels: qkv and its gradient [t, 3, e]; out and other gradients [t, e]; log_total [t].
 _dot = partial(jax.lax.dot_general, preferred_element_type=jnp.float32)
 _NN, _NT, _TN = (((1,), (0,)), ((), ())), (((1,), (1,)), ((), ())), (((0,), (0,)), ((), ()))  # a b, a b^T, a^T b
 
 
 def _forward_kernel(qkv, out, log_total, *, block):
     i = pl.program_id(2)
-    query = qkv[_rows(i, block), 0]
+    query = _read(qkv, i, 0, block)
 
     def meet(j, carry):
         largest, total, mixed = carry
-        key, value = qkv[_rows(j, block), 1], qkv[_rows(j, block), 2]
+        key, value = (_read(qkv, j, part, block) for part in (1, 2))
         scores = _scores(query, key, i, j)
         new_largest = jnp.maximum(largest, jnp.max(scores, axis=1))
         exponents = jnp.exp(scores - new_largest[:, None])
@@ -122,25 +134,25 @@ def _forward_kernel(qkv, out, log_total, *, block):
 
 
 def _whole_backward_kernel(qkv, log_total, gradient, qkv_gradient, *, block):
-    query, key, value = (qkv[:, part] for part in range(3))
+    query, key, value = (_read(qkv, 0, part, block) for part in range(3))
     g = gradient[:, :]
     weights = jnp.exp(_scores(query, key, 0, 0) - log_total[:][:, None])
-    qkv_gradient[:, 2] = _dot(weights.astype(g.dtype), g, _TN).astype(qkv_gradient.dtype)
+    qkv_gradient[:, 2] = _dot(weights.astype(g.dtype), g, _TN).astype(g.dtype)
     weights_gradient = _dot(g, value, _NT)
     shared = jnp.sum(weights * weights_gradient, axis=1)
     scores_gradient = _scores_gradient(weights, weights_gradient, shared, query)
-    qkv_gradient[:, 0] = _dot(scores_gradient, key, _NN).astype(qkv_gradient.dtype)
-    qkv_gradient[:, 1] = _dot(scores_gradient, query, _TN).astype(qkv_gradient.dtype)
+    qkv_gradient[:, 0] = _dot(scores_gradient, key, _NN).astype(g.dtype)
+    qkv_gradient[:, 1] = _dot(scores_gradient, query, _TN).astype(g.dtype)
 
 
 def _query_backward_kernel(qkv, out, log_total, gradient, query_gradient, *, block):
     i = pl.program_id(2)
     rows = _rows(i, block)
-    query, g, total = qkv[rows, 0], gradient[rows], log_total[rows]
+    query, g, total = _read(qkv, i, 0, block), gradient[rows], log_total[rows]
     shared = _shared(out[rows], g)
 
     def meet(j, so_far):
-        key, value = qkv[_rows(j, block), 1], qkv[_rows(j, block), 2]
+        key, value = (_read(qkv, j, part, block) for part in (1, 2))
         weights = jnp.exp(_scores(query, key, i, j) - total[:, None])
         scores_gradient = _scores_gradient(weights, _dot(g, value, _NT), shared, query)
         return so_far + _dot(scores_gradient, key, _NN)
@@ -151,11 +163,11 @@ def _query_backward_kernel(qkv, out, log_total, gradient, query_gradient, *, blo
 
 def _key_backward_kernel(qkv, out, log_total, gradient, key_gradient, value_gradient, *, block):
     j = pl.program_id(2)
-    key, value = qkv[_rows(j, block), 1], qkv[_rows(j, block), 2]
+    key, value = (_read(qkv, j, part, block) for part in (1, 2))
 
     def meet(i, so_far):
         rows = _rows(i, block)
-        query, g = qkv[rows, 0], gradient[rows]
+        query, g = _read(qkv, i, 0, block), gradient[rows]
         weights = jnp.exp(_scores(query, key, i, j) - log_total[rows][:, None])
         scores_gradient = _scores_gradient(weights, _dot(g, value, _NT), _shared(out[rows], g), query)
         return (
@@ -171,6 +183,11 @@ def _key_backward_kernel(qkv, out, log_total, gradient, key_gradient, value_grad
 
 def _rows(i, block):
     return pl.ds(i * block, block)
+
+
+def _read(qkv, i, part, block):
+    """Block i of the queries (part 0), keys (1) or values (2)."""
+    return qkv[_rows(i, block), part]
 
 
 def _scores(query, key, i, j):

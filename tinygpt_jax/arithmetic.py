@@ -1,0 +1,27 @@
+"""Which functions a model computes with: the plain formulas, or what is arranged for the machine at hand."""
+
+from types import ModuleType
+from typing import Any
+
+from tinygpt_jax import functional, fused
+from tinygpt_jax.config import Arithmetic
+from tinygpt_jax.devices import AMPERE, nvidia_generation
+from tinygpt_jax.errors import UsageError
+
+
+def resolve_arithmetic(name: Arithmetic = "auto", device: Any = None) -> ModuleType:
+    """The module for `GPT.arithmetic`. `auto` is `kernels` on an NVIDIA GPU that runs them, elsewhere `fused`.
+
+    `device` is by default the one that JAX runs on.
+
+    Raises:
+        UsageError: kernels were asked for, and the device cannot run them.
+    """
+    able = nvidia_generation(device) >= AMPERE
+    if name == "kernels" and not able:
+        raise UsageError("arithmetic kernels: they are for NVIDIA GPUs of Ampere (2020) and later; give auto or fused")
+    if name == "kernels" or (name == "auto" and able):
+        from tinygpt_jax import kernels  # imports Pallas, for which a machine without a GPU need not wait
+
+        return kernels
+    return functional if name == "plain" else fused
