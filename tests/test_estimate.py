@@ -69,8 +69,8 @@ def test_loops_and_branches():
     program = read_program(TEXT)
     rounds = [kernel for kernel in kernels_and_exchanges(program)[0] if kernel.instruction.name == "twice"]
     assert [kernel.times for kernel in rounds] == [30, 1]  # where the rounds are not known, one
-    names = [{k.instruction.name for k in kernels_and_exchanges(program, branch=which)[0]} for which in (min, max)]
-    assert names[1] - names[0] == {"negated"}
+    names = {kernel.instruction.name for kernel in kernels_and_exchanges(program)[0]}
+    assert "negated" in names and "same" not in names
 
 
 def test_what_devices_exchange(found):
@@ -149,7 +149,7 @@ def estimated(request, seen):
     training = json.loads(request.config)["training"]
     seen.append(training)
     rows = training["batch_size"] // request.devices // training["gradient_accumulation"]
-    return Estimate(0, rows * GIB // (4 if training["remat"] else 1), {"all": Part(1, 1.0, 1.0, 1.0)}, 0.0, 1, 0.0)
+    return Estimate(0, rows * GIB // (4 if training["remat"] else 1), {"all": Part(1, 1.0, 1.0, 1.0)}, 0.0, 0.0)
 
 
 @pytest.mark.parametrize(
@@ -240,7 +240,7 @@ def test_flops_of_a_kernel_written_by_hand():
     assert dict(compiling._pallas_kernels(traced.jaxpr.jaxpr)) == {"mine": 5 * 3 * 2 * 8 * 16 * 32}
 
 
-def test_all_that_runs_is_counted_and_the_heaviest_choice_beside_it():
+def test_all_that_runs_is_counted():
     found = account(Compiled(TEXT, 1, 2, {}, 0.0), Request("h100", ""))
-    assert found.total.kernels == 5 + 30 + 1 + 1 + 3 and found.most_kernels == found.total.kernels + 1
+    assert found.total.kernels == 5 + 30 + 1 + 1 + 1 + 3  # fusions and calls, loops, a branch, a copy, exchanges
     assert found.sent_bytes == 2 * 400 * 3 / 4 + 3200 * 7 / 8 + 400 / 2

@@ -56,7 +56,7 @@ def test_decoding_from_the_flags_to_the_page(here, capsys):
     plan.main(["--what", "generate", "--rows", "3", *SMALL])
     shown = capsys.readouterr().out
     assert shown.startswith("generating, preset tinystories, on 1 x H100") and "3 texts at a time" in shown
-    assert "choosing the token" in shown and "with --top-k and --top-p" in shown and "updates" not in shown
+    assert "choosing the token" in shown and "updates" not in shown
 
 
 def test_without_the_compiler_what_needs_none_is_said(without_compiler, capsys):
@@ -100,7 +100,7 @@ def test_how_long_a_run_is(tmp_path):
 
 
 def test_what_does_not_fit_is_told_with_its_remedy(monkeypatch, capsys):
-    large, small = (Estimate(1, size * GIB, {"all": Part(1, 1.0, 1.0, 1.0)}, 0.0, 1, 0.0) for size in (70, 40))
+    large, small = (Estimate(1, size * GIB, {"all": Part(1, 1.0, 1.0, 1.0)}, 0.0, 0.0) for size in (70, 40))
     monkeypatch.setattr(plan, "estimate", lambda request: large)
     monkeypatch.setattr(plan, "first_that_fits", lambda request, limit, tell: ("--remat", small))
     plan.main(SMALL)
