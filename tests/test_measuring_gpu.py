@@ -148,7 +148,7 @@ metadata={op_name="blocks_3/feed_forward/dot_general"}, backend_config={"lhs_con
 """
     card = CARDS["h100"]
     measured = {"products of the blocks": {"ms/update": 0.05}, "all": {"ms/update": 0.1}}
-    table = trace.beside_the_estimate(measured, program, card)
+    table = trace.beside_the_estimate(measured, program, {}, card)
     best = 1000 * 2 * 4096 * 768 * 3072 / (0.7 * 989e12)
     assert table["products of the blocks"] == {"measured, ms": 0.05, "at best, ms": pytest.approx(best)}
     assert table["dropout and residuals"]["measured, ms"] == 0.0

@@ -114,7 +114,7 @@ def _compile(request: Request) -> Compiled:
     memory = compiled.memory_analysis()
     arguments = memory.argument_size_in_bytes
     most = arguments + memory.output_size_in_bytes - memory.alias_size_in_bytes + memory.temp_size_in_bytes
-    by_hand = dict(_pallas_kernels(traced.jaxpr.jaxpr))
+    by_hand = dict(pallas_kernels(traced.jaxpr.jaxpr))
     return Compiled(compiled.as_text(), arguments, most, by_hand, time.monotonic() - began)
 
 
@@ -194,7 +194,7 @@ def _decoding(config: Config, mesh: Any, rows: int) -> Any:
     return jax.jit(decoding._next, static_argnums=0, donate_argnums=2).trace(model, *placed)
 
 
-def _pallas_kernels(jaxpr: Any) -> Iterator[tuple[str, float]]:
+def pallas_kernels(jaxpr: Any) -> Iterator[tuple[str, float]]:
     """Name and FLOP of a launch of each kernel that a traced program calls."""
     for equation in jaxpr.eqns:
         if equation.primitive.name == "pallas_call":
@@ -203,7 +203,7 @@ def _pallas_kernels(jaxpr: Any) -> Iterator[tuple[str, float]]:
             yield name, launches * _product_flops(equation.params["jaxpr"])
         else:
             for inner in _inner(equation):
-                yield from _pallas_kernels(inner)
+                yield from pallas_kernels(inner)
 
 
 def _product_flops(jaxpr: Any) -> float:

@@ -12,6 +12,7 @@ from experiments.measuring.peers.turns import Batch, random_batch, train
 from experiments.measuring.tables import Cell
 from tinygpt_jax.cards import cards_of_kind
 from tinygpt_jax.config import Config
+from tinygpt_jax.estimate.compiling import pallas_kernels
 
 _UPDATES = 10  # in a trace
 _LONGEST = 40  # kernels in the table
@@ -26,7 +27,7 @@ def profile(task: Task) -> Iterator[Piece]:
     found = {}
     for batch_size in task.batch_sizes:
         title, trainer, batches = f"{batch_size} rows an update", *_trainer(task.config(batch_size))
-        program = trainer.compile(*batches[0])
+        traced, program = trainer.compile(*batches[0])
         train(trainer, batches)
         yield f"memory, {title}", {"XLA's account": _memory(program)}
 
@@ -34,14 +35,14 @@ def profile(task: Task) -> Iterator[Piece]:
         text = program.as_text() or ""
         names = trace.op_names(text)
         measured = trace.by_part(kernels, names, _UPDATES)
-        found[title] = measured, text
+        found[title] = measured, text, dict(pallas_kernels(traced.jaxpr.jaxpr))
         yield f"kernels by part, {title}", measured
         yield f"the longest kernels, {title}", trace.longest(kernels, names, _UPDATES, _LONGEST)
         del trainer
     # Last, since a program that cannot be read shall cost no figure.
     for card in list(cards_of_kind(jax.devices()[0].device_kind).values())[:1]:
-        for title, (measured, text) in found.items():
-            yield f"beside the estimate, {title}", trace.beside_the_estimate(measured, text, card)
+        for title, (measured, text, by_hand) in found.items():
+            yield f"beside the estimate, {title}", trace.beside_the_estimate(measured, text, by_hand, card)
 
 
 def _trainer(config: Config) -> tuple[Any, list[Batch]]:

@@ -111,9 +111,16 @@ def longest(kernels: Sequence[Kernel], names: Mapping[str, str], updates: int, m
     }
 
 
-def beside_the_estimate(measured: Table, program: str, card: Card) -> Table:
-    """Each part's time beside what the card could do at best, by its rates: see `roofline`."""
-    estimated = roofline.by_part(*kernels_and_exchanges(read_program(program)), card, _REST)
+def beside_the_estimate(measured: Table, program: str, by_hand: Mapping[str, float], card: Card) -> Table:
+    """Each part's time beside what the card could do at best, by its rates: see `roofline`.
+
+    Args:
+        measured: what `by_part` found.
+        program: in XLA's text form.
+        by_hand: FLOP of a launch of each Pallas kernel.
+        card: which.
+    """
+    estimated = roofline.by_part(*kernels_and_exchanges(read_program(program), by_hand), card, _REST)
     table: Table = {
         part: {
             "measured, ms": measured[part]["ms/update"] if part in measured else 0.0,

@@ -33,10 +33,11 @@ class Trainer:
         self._step += 1
         return metrics.loss
 
-    def compile(self, inputs: np.ndarray, targets: np.ndarray) -> jax.stages.Compiled:
-        """The program of such an update, which later ones run."""
-        self._update = self._update.lower(self._state, self._put(inputs, targets), self._step).compile()
-        return self._update
+    def compile(self, inputs: np.ndarray, targets: np.ndarray) -> tuple[jax.stages.Traced, jax.stages.Compiled]:
+        """Such an update as JAX traced it, and the program of it, which later ones run."""
+        traced = self._update.trace(self._state, self._put(inputs, targets), self._step)
+        self._update = traced.lower().compile()
+        return traced, self._update
 
     def peak_flops(self) -> float:
         """FLOP/s that a share of peak is of: the datasheet's, or those of a large matrix product, measured now."""
