@@ -4,7 +4,6 @@ Needs no GPU: the program is compiled for one and read. Nothing is run.
 """
 
 import json
-import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -15,7 +14,6 @@ from experiments.train import with_config
 from tinygpt_jax.cards import card
 from tinygpt_jax.config import Config, ModelConfig
 from tinygpt_jax.data.hub import TINYSTORIES
-from tinygpt_jax.devices import use_device
 from tinygpt_jax.errors import require
 from tinygpt_jax.estimate.compiling import NoCompilerError, Request
 from tinygpt_jax.estimate.estimation import estimate, first_that_fits, room
@@ -50,8 +48,6 @@ class Arguments(Start):
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse the flags, compile, estimate, and print."""
     arguments = parse(argv)
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # that there is no driver is no news where nothing is to be run
-    use_device("cpu")
     trains = arguments.what == "train"
     config, updates, length = workload(arguments.config)
     devices, rows = (arguments.devices, None) if trains else (1, arguments.rows)

@@ -237,7 +237,7 @@ def test_flops_of_a_kernel_written_by_hand():
         )
 
     traced = jax.jit(jax.checkpoint(call)).trace(jnp.ones((8, 16)), jnp.ones((16, 32)))
-    assert dict(compiling._pallas_kernels(traced.jaxpr.jaxpr)) == {"mine": 5 * 3 * 2 * 8 * 16 * 32}
+    assert dict(compiling.pallas_kernels(traced.jaxpr.jaxpr)) == {"mine": 5 * 3 * 2 * 8 * 16 * 32}
 
 
 def test_all_that_runs_is_counted():

@@ -86,6 +86,14 @@ class ModelConfig(Settings):
         per_layer = 4 * self.d_model**2 + 2 * self.d_model * self.d_ff
         return self.n_layers * per_layer + self.vocab_size * self.d_model
 
+    @property
+    def flops_per_token(self) -> int:
+        """Arithmetic of a training step for a token: 6 per matrix parameter; attention's scores and mixing, 12 L d T.
+
+        Source: Chowdhery et al. 2022 (PaLM), appendix B. Reading the embedding is no arithmetic; the head is.
+        """
+        return 6 * self.matrix_parameters + 12 * self.n_layers * self.d_model * self.context_length
+
 
 @dataclass(frozen=True)
 class DataConfig(Settings):

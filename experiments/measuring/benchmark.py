@@ -124,10 +124,8 @@ class Measurement:
 
     def race(self, asks: Mapping[str, Ask], turns: Mapping[str, Callable[[], float]], uncounted: int) -> Table:
         """Let trainers, ours among them, take their turns, of which the first `uncounted` do not count."""
-        from tinygpt_jax.training.metrics import flops_per_token
-
         tokens = self._arguments.batch_size * self.config.model.context_length
-        flops = tokens * flops_per_token(self.config.model)
+        flops = tokens * self.config.model.flops_per_token
         peaks = {"peak": partial(asks[OURS.name], methodcaller("peak_flops"))}
         measured = take_turns({**turns, **peaks}, self._arguments.repeats, uncounted)
         peak = statistics.median(measured.pop("peak"))

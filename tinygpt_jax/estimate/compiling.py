@@ -63,8 +63,7 @@ def compile_for(request: Request, timeout: float = 1800) -> Compiled:
     """
     if not compiler_is_installed():
         raise NoCompilerError(f"compiling for an NVIDIA GPU needs JAX's part for it: {USE_THE_GPU}")
-    # Of the compiler's messages only what ends it; and no GPU that may be here is touched.
-    environment = {"TF_CPP_MIN_LOG_LEVEL": "3", **os.environ, "JAX_PLATFORMS": "cpu"}
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu"}  # no GPU that may be here is touched
     with tempfile.TemporaryDirectory() as folder:
         found = Path(folder) / "found.json"
         command = [sys.executable, "-m", __name__, str(found)]

@@ -17,18 +17,16 @@ def summary(request: Request, found: Estimate | None, remedy: tuple[str, Estimat
 
     Without an estimate, what needs no compiler: the state, and the least time that the arithmetic takes.
     """
-    from tinygpt_jax.training.metrics import flops_per_token
-
     config, target, trains = Config.from_json(request.config), card(request.card), request.rows is None
     itemsize = _itemsize(config, target)
     peak = (target.bfloat16_flops if itemsize == 2 else target.float32_flops) * request.devices
     weights = config.model.matrix_parameters
     if trains:
-        tokens, flops = config.training.batch_size * config.model.context_length, flops_per_token(config.model)
-        held, least = state_bytes(config), flops * tokens / peak
+        tokens, flops = config.training.batch_size * config.model.context_length, config.model.flops_per_token
+        least = flops * tokens / peak
     else:  # forward alone, for one token of each text; and all weights are read for it
-        tokens, flops = request.rows or 1, flops_per_token(config.model) // 3
-        held, least = 4 * weights, max(flops * (request.rows or 1) / peak, itemsize * weights / target.bandwidth)
+        tokens, flops = request.rows or 1, config.model.flops_per_token // 3
+        least = max(flops * tokens / peak, itemsize * weights / target.bandwidth)
     document: dict[str, Any] = {
         "gpu": request.card,
         "devices": request.devices,
@@ -37,12 +35,13 @@ def summary(request: Request, found: Estimate | None, remedy: tuple[str, Estimat
         "context_length": config.model.context_length,
         "matrix_parameters": weights,
         "compute_dtype": "bfloat16" if itemsize == 2 else "float32",
-        "memory": {"held": held, "jax_takes": round(room(request.card)), "card": target.memory},
+        "memory": {"jax_takes": round(room(request.card)), "card": target.memory},
         "flops_per_token": flops,
         "at_peak": {"seconds": least, "tokens_per_second": tokens / least},
         "compiled": found is not None,
     }
-    if found is None:
+    if found is None:  # here, not above: where the compiler is, JAX would complain that there is no driver
+        document["memory"]["held"] = state_bytes(config) if trains else 4 * weights
         return document
     document["memory"] |= {"held": found.held_bytes, "most": found.most_bytes}
     document["fits"] = found.most_bytes <= room(request.card)

@@ -12,7 +12,6 @@ from typing import Any
 
 import jax
 
-from tinygpt_jax.config import ModelConfig
 from tinygpt_jax.devices import peak_flops
 from tinygpt_jax.errors import UserError
 from tinygpt_jax.evaluation import Evaluation
@@ -140,7 +139,7 @@ class TrainingLog:
         timing = {"step": step, "seconds": seconds, "tokens_per_second": speed}
         text = f"loss {line['loss']:.4f}, {speed:,.0f} tokens/s"
         if self._peak:
-            timing["share_of_peak"] = speed * flops_per_token(model) / self._peak
+            timing["share_of_peak"] = speed * model.flops_per_token / self._peak
             text += f", {timing['share_of_peak']:.0%} of peak"
         add_line(self._workdir / "timings.jsonl", timing)
         if not self._bar.disable:  # which reckons for itself how much time is left
@@ -180,11 +179,3 @@ def event_writer() -> Callable[..., Any]:
     except ImportError:
         raise UserError('--tensorboard needs its extra: pip install -e ".[tensorboard]"') from None
     return SummaryWriter
-
-
-def flops_per_token(config: ModelConfig) -> int:
-    """Arithmetic of one training step per token: 6 per matrix parameter, and attention's scores and mixing, 12 L d T.
-
-    Source: Chowdhery et al. 2022 (PaLM), appendix B. Reading the embedding is no arithmetic; the head is.
-    """
-    return 6 * config.matrix_parameters + 12 * config.n_layers * config.d_model * config.context_length
