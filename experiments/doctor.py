@@ -20,7 +20,9 @@ from pathlib import Path
 
 from experiments import cli
 from tinygpt_jax import devices
+from tinygpt_jax.cards import cards_of_kind
 from tinygpt_jax.errors import UserError, first_line
+from tinygpt_jax.estimate.estimation import JAX_SHARE
 
 _ENOUGH_DISK = 2 * 2**30  # bytes; a quickstart needs a tenth, prepared TinyStories one of the two
 _ENOUGH_MEMORY = 2 * 2**30  # bytes
@@ -131,6 +133,17 @@ def _device(choice: devices.Device) -> Iterator[Finding]:
     yield Finding("device", devices.describe_devices(), problem, devices.USE_THE_GPU)
     if devices.has_accelerator():
         yield Finding("device memory", f"{_gib(devices.device_memory())} for JAX")
+        yield _card(devices.describe_devices().split(" x ")[-1], devices.device_memory())
+
+
+def _card(kind: str, for_jax: int) -> Finding:
+    """What the maker says of the GPU that JAX calls `kind`, beside what is there."""
+    if not (entries := cards_of_kind(kind)):
+        return Finding("card", f"{kind} is none that experiments.plan knows")
+    name, card = min(entries.items(), key=lambda entry: abs(JAX_SHARE * entry[1].memory - for_jax))
+    rates = f"{card.bfloat16_flops / 1e12:.0f} TFLOP/s and {card.bandwidth / 1e12:.2f} TB/s by the datasheet"
+    share = f"{_gib(card.memory)}, of which JAX may take {for_jax / card.memory:.0%}"
+    return Finding("card", f"{rates}, {share}; experiments.plan --gpu {name} estimates a run")
 
 
 def _self_test() -> Iterator[Finding]:

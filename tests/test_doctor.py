@@ -69,6 +69,19 @@ def test_a_gpu_that_is_not_used(examine, monkeypatch):
     assert code == 1 and "[cuda12]" in problems["device"]["remedy"]
 
 
+def test_a_gpu_is_compared_with_its_datasheet(monkeypatch):
+    monkeypatch.setattr(devices, "use_device", lambda device: None)
+    monkeypatch.setattr(devices, "has_accelerator", lambda: True)
+    monkeypatch.setattr(devices, "device_memory", lambda: 64 * 10**9)
+    said = []
+    for kind in ("2 x NVIDIA A100-SXM4-80GB", "NVIDIA GeForce GTX 1080"):
+        monkeypatch.setattr(devices, "describe_devices", lambda kind=kind: kind)
+        said.append({finding.name: finding.value for finding in doctor._device("auto")}["card"])
+    shares = "312 TFLOP/s and 2.04 TB/s by the datasheet, 79.3 GiB, of which JAX may take 75%"
+    assert said[0] == f"{shares}; experiments.plan --gpu a100-80 estimates a run"
+    assert said[1] == "NVIDIA GeForce GTX 1080 is none that experiments.plan knows"
+
+
 @pytest.mark.parametrize(
     ("error", "problem"),
     [

@@ -5,6 +5,7 @@ Two layers of full width tell as much as twelve of whatever each layer does.
 
 import dataclasses
 import functools
+import re
 import subprocess
 import sys
 from math import prod
@@ -72,22 +73,16 @@ def test_no_scatter_whose_threads_compete():
         assert "indices_are_sorted=true" in scatter.attributes or "unique_indices=true" in scatter.attributes, scatter
 
 
-@pytest.mark.xfail(strict=True, reason="the gradient of float32 scores makes two of attention's products float32")
 def test_products_take_bfloat16_and_sum_in_float32():
-    program, _, _ = read(UPDATE)
-    dots = [
-        (dot, [computation[name].result[0].dtype for name in dot.operands])
-        for computation in program.computations.values()
-        for dot in computation.values()
-        if dot.opcode == "dot"
-    ]
-    assert len(dots) > 20
-    assert [dot.op_name for dot, dtypes in dots if dtypes != ["bf16", "bf16"]] == []
+    program, kernels, _ = read(UPDATE)
+    products = [kernel for kernel in kernels if kernel.flops]
+    assert len(products) >= 3 * (1 + 4 * shallow().model.n_layers)
+    assert [kernel.instruction.op_name for kernel in products if kernel.dtype != "bf16"] == []
     # An algorithm is named only where another than float32 sums is asked for.
-    assert [dot.op_name for dot, _ in dots if "algorithm=" in dot.attributes] == []
+    named = [i for i in program.all_instructions() if re.search(r'algorithm=|"algorithm":"(?!ALG_UNSET)', i.attributes)]
+    assert named == []
 
 
-@pytest.mark.xfail(strict=True, reason="products over rows and sums of biases give bfloat16")
 def test_gradients_are_summed_in_float32():
     program, kernels, _ = read(UPDATE)
     in_bfloat16 = [
@@ -96,7 +91,7 @@ def test_gradients_are_summed_in_float32():
         for array in kernel.instruction.result
         if array.dtype == "bf16"
         and array.dims in parameter_shapes()
-        and opcodes(program, kernel) & {"dot", "reduce"}  # or it is a parameter that was cast
+        and (kernel.flops or "reduce" in opcodes(program, kernel))  # or it is a parameter that was cast
     ]
     assert in_bfloat16 == []
 
@@ -112,17 +107,20 @@ def test_logits_are_written_once_and_their_gradient_once():
     assert [array.dtype for array in written] == ["bf16", "bf16"]
 
 
-@pytest.mark.xfail(strict=True, reason="the largest logit is sought in a pass of its own")
 def test_logits_are_read_once_for_the_loss_and_once_for_the_gradient():
+    """Or by one kernel for both."""
     program, kernels, _ = read(UPDATE)
-    entry, size = program.computations[program.entry], ROWS * LENGTH * VOCABULARY
-    logits = next(kernel.instruction for kernel in kernels if kernel.instruction.size >= size)
-    names = {logits.name, *(i.name for i in entry.values() if i.opcode == "bitcast" and logits.name in i.operands)}
+    size = ROWS * LENGTH * VOCABULARY
+    logits = next(kernel.instruction.name for kernel in kernels if kernel.instruction.result[0].size >= size)
+    names = {logits}
+    for instruction in program.computations[program.entry].values():
+        if instruction.opcode in ("bitcast", "get-tuple-element") and names & set(instruction.operands):
+            names.add(instruction.name)
+    # Whoever only picks the right token's logit reads little.
     readers = [kernel for kernel in kernels if names & set(kernel.instruction.operands) and kernel.bytes > 2 * size]
-    assert len(readers) == 2
+    assert 1 <= len(readers) <= 2
 
 
-@pytest.mark.xfail(strict=True, reason="attention's scores and weights are written and read")
 def test_attention_keeps_its_scores_on_the_chip():
     heads = shallow().model.n_heads
     scores = ROWS * heads * LENGTH * LENGTH
@@ -150,18 +148,11 @@ def test_the_program_is_a_function_of_the_code():
     assert compile_for(DECODING).text == compiled(DECODING).text
 
 
-def test_eight_devices_exchange_little_and_seldom():
-    _, _, exchanges = read(EIGHT_DEVICES)
-    assert all(exchange.devices == 8 for exchange in exchanges)
-    assert sum(exchange.times for exchange in exchanges) <= 8
-    gradients = sum(prod(leaf.shape) for leaf in jax.tree.leaves(abstract_params(shallow().model)))
-    assert sum(exchange.bytes for exchange in exchanges) < 1.4 * 4 * gradients
-
-
-@pytest.mark.xfail(strict=True, reason="gradients are exchanged in bfloat16, the embedding's a second time, and tokens")
 def test_eight_devices_exchange_each_gradient_once_in_float32():
     _, _, exchanges = read(EIGHT_DEVICES)
-    assert {exchange.kind for exchange in exchanges} == {"all-reduce"}
+    assert all(exchange.devices == 8 for exchange in exchanges)
+    assert sum(exchange.times for exchange in exchanges) <= 8  # gradients go together
+    assert sum(exchange.bytes for exchange in exchanges if exchange.kind != "all-reduce") < 10**6
     assert {array.dtype for exchange in exchanges for array in exchange.instruction.result} <= {"f32", "s32"}
     gradients = sum(prod(leaf.shape) for leaf in jax.tree.leaves(abstract_params(shallow().model)))
     assert sum(exchange.bytes for exchange in exchanges) < 1.02 * 4 * gradients
@@ -191,17 +182,17 @@ def test_a_token_costs_little_more_than_reading_the_weights():
     weights = 2 * shallow().model.matrix_parameters
     found = account(compiled(DECODING), DECODING)
     assert found.total.bytes < 1.1 * weights
-    assert found.most_kernels <= 2 * 10 + 20
+    assert found.total.kernels <= 2 * 10 + 20
 
 
 # GiB of one H100 at most, a twentieth above what was found with jax 0.10.2.
 @pytest.mark.parametrize(
     ("preset", "vocabulary", "most"),
     [
-        ("quickstart", 1024, 0.08),
-        ("laptop", 5257, 0.24),
-        ("tinystories", 50_257, 3.85),
-        ("tinystories-modern", 50_257, 20.6),
+        ("quickstart", 1024, 0.055),
+        ("laptop", 5257, 0.175),
+        ("tinystories", 50_257, 3.42),
+        ("tinystories-modern", 50_257, 15.5),
     ],
 )
 def test_memory_of_the_presets(preset, vocabulary, most):
@@ -214,8 +205,8 @@ def test_memory_of_the_presets(preset, vocabulary, most):
 
 def test_the_reference_update_moves_no_more_than_it_did():
     found = account(compiled(Request("h100", presets.get("tinystories").config.to_json())), UPDATE)
-    assert found.total.bytes < 24.0e9 and found.total.kernels < 1_050 and found.seconds < 10.9e-3
-    assert found.total.flops == pytest.approx(3.09e12, rel=0.01)
+    assert found.total.bytes < 17.9e9 and found.total.kernels < 900 and found.seconds < 8.75e-3
+    assert found.total.flops == pytest.approx(3.1e12, rel=0.01)
 
 
 def test_every_card_can_be_compiled_for():

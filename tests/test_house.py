@@ -19,11 +19,13 @@ FOUNDATIONS = {
     "errors": set(),
     "config": {"errors"},
     "files": {"errors"},
+    "cards": {"errors"},
     "functional": set(),
     "fused.products": {"functional"},
-    "fused.embedding": set(),
+    "fused.rows": set(),
+    "fused.embedding": {"fused.rows"},
     "fused.loss": {"functional", "fused.products"},
-    "fused.blockwise": {"functional"},
+    "fused.blockwise": {"functional", "fused.products"},
     "tokenizer": {"errors"},
     "model": {"config", "functional"},
     "training.optimizer": {"config"},
@@ -107,7 +109,8 @@ def test_data_knows_no_model():
 
 
 def test_a_run_is_read_without_training_and_trained_without_a_report():
-    for lower, uppers in {"runs": ("training", "report"), "training": ("report",), "generation": ("runs",)}.items():
+    rooms = {"runs": ("training", "report"), "training": ("report", "estimate"), "generation": ("runs", "estimate")}
+    for lower, uppers in rooms.items():
         for name, path in PACKAGE.items():
             if name.startswith(f"tinygpt_jax.{lower}."):
                 above = tuple(f"tinygpt_jax.{upper}." for upper in uppers)

@@ -23,6 +23,7 @@ SMALL = {
     "double_softmax": "--seconds 0.5",
     "benchmark": "--sizes quickstart --repeats 1",
     "doctor": "",
+    "plan": "--n-layers 1 --d-model 32 --n-heads 2 --d-ff 64 --gradient-accumulation 1",
 }
 
 

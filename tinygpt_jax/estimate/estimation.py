@@ -21,7 +21,6 @@ class Estimate:
     most_bytes: int  # with the working memory
     parts: dict[str, Part]
     sent_bytes: float  # to other devices
-    most_kernels: int  # where `parts` counts the lightest branch of every choice, those of the heaviest
     compile_seconds: float
 
     @property
@@ -48,14 +47,12 @@ def estimate(request: Request) -> Estimate:
 def account(compiled: Compiled, request: Request) -> Estimate:
     """What a compiled program takes."""
     program, decodes = read_program(compiled.text), request.rows is not None
-    lightest, exchanges = kernels_and_exchanges(program, compiled.written_by_hand, min)
-    heaviest, _ = kernels_and_exchanges(program, compiled.written_by_hand, max)
+    kernels, exchanges = kernels_and_exchanges(program, compiled.written_by_hand)
     return Estimate(
         compiled.arguments_bytes,
         compiled.most_bytes,
-        by_part(lightest, exchanges, card(request.card), "choosing the token" if decodes else "optimizer"),
+        by_part(kernels, exchanges, card(request.card), "choosing the token" if decodes else "optimizer"),
         sum(exchange.sent * exchange.times for exchange in exchanges),
-        sum(kernel.times for kernel in heaviest),
         compiled.seconds,
     )
 

@@ -49,7 +49,7 @@ def summary(request: Request, found: Estimate | None, remedy: tuple[str, Estimat
     document["remedy"] = remedy and {"flags": remedy[0], "most": remedy[1].most_bytes, "seconds": remedy[1].seconds}
     document["parts"] = {name: dataclasses.asdict(part) for name, part in found.parts.items()}
     document["total"] = dataclasses.asdict(found.total)
-    document["sent_bytes"], document["most_kernels"] = found.sent_bytes, found.most_kernels
+    document["sent_bytes"] = found.sent_bytes
     for name, seconds in {"best": found.seconds, "with_launches": found.seconds_with_launches}.items():
         share = flops * tokens / seconds / peak
         document[name] = {"seconds": seconds, "tokens_per_second": tokens / seconds, "share_of_peak": share}
@@ -104,8 +104,6 @@ def _parts(document: dict[str, Any], what: str) -> Iterator[str]:
     for name, part in (document["parts"] | {"all": document["total"]}).items():
         gigabytes, tera, milliseconds = part["bytes"] / 1e9, part["flops"] / 1e12, part["seconds"] * 1e3
         yield f"{name:<34}{part['kernels']:>8,}{gigabytes:>9.3f}{tera:>9.3f}{milliseconds:>9.3f}"
-    if more := document["most_kernels"] - document["total"]["kernels"]:
-        yield f"(with --top-k and --top-p {more:,} more kernels)"
     if document["sent_bytes"]:
         yield f"each device sends {document['sent_bytes'] / 1e6:,.1f} MB to the others"
 

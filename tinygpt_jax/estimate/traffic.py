@@ -3,9 +3,8 @@
 import math
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 
 from tinygpt_jax.estimate.program import Computation, Instruction, Program, root
 
@@ -48,16 +47,15 @@ class Exchange:
 
 
 def kernels_and_exchanges(
-    program: Program, written_by_hand: Mapping[str, float] | None = None, branch: Callable[..., Any] = max
+    program: Program, written_by_hand: Mapping[str, float] | None = None
 ) -> tuple[list[Kernel], list[Exchange]]:
-    """All that runs, in order.
+    """All that runs, in order. Of a conditional's branches the one that moves most counts.
 
     Args:
         program: the program of one device.
         written_by_hand: FLOP of Pallas kernels by their names, which the program holds in no form to be read.
-        branch: which of a conditional's branches is taken, `max` or `min` of the bytes they move.
     """
-    found = list(_walk(program, program.entry, 1, branch))
+    found = list(_walk(program, program.entry, 1))
     kernels = [_with_known_flops(x, written_by_hand or {}) for x in found if isinstance(x, Kernel)]
     return kernels, [x for x in found if isinstance(x, Exchange)]
 
@@ -69,7 +67,7 @@ def _with_known_flops(kernel: Kernel, flops: Mapping[str, float]) -> Kernel:
     return replace(kernel, flops=flops[name[1]], dtype=kernel.instruction.result[0].dtype)
 
 
-def _walk(program: Program, name: str, times: int, branch: Callable[..., Any]) -> Iterator[Kernel | Exchange]:
+def _walk(program: Program, name: str, times: int) -> Iterator[Kernel | Exchange]:
     computation = program.computations[name]
     for instruction in computation.values():
         opcode = instruction.opcode
@@ -77,12 +75,12 @@ def _walk(program: Program, name: str, times: int, branch: Callable[..., Any]) -
         if opcode in _NO_KERNEL or opcode.endswith(("-done", "-update")):
             continue
         if opcode == "while":
-            yield from _walk(program, instruction.called[0], times * (instruction.rounds or 1), branch)
+            yield from _walk(program, instruction.called[0], times * (instruction.rounds or 1))
         elif opcode == "conditional":
-            branches = [list(_walk(program, called, times, branch)) for called in instruction.called]
-            yield from branch(branches, key=lambda found: sum(x.bytes * x.times for x in found))
+            branches = [list(_walk(program, called, times)) for called in instruction.called]
+            yield from max(branches, key=lambda found: sum(x.bytes * x.times for x in found))
         elif opcode in ("call", "async-start"):
-            yield from _walk(program, instruction.called[0], times, branch)
+            yield from _walk(program, instruction.called[0], times)
         elif kind in _EXCHANGES:
             yield _exchange(instruction, kind, computation, times)
         else:

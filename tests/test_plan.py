@@ -1,0 +1,114 @@
+"""`experiments.plan`: from flags to a page, here compiled for this CPU in place of a card."""
+
+import dataclasses
+import json
+
+import pytest
+
+from experiments import plan, presets
+from tinygpt_jax.cards import CARDS
+from tinygpt_jax.devices import USE_THE_GPU
+from tinygpt_jax.errors import UsageError
+from tinygpt_jax.estimate import compiling, estimation
+from tinygpt_jax.estimate.estimation import Estimate
+from tinygpt_jax.estimate.roofline import LAUNCH_SECONDS, Part
+from tinygpt_jax.estimate.summary import page
+from tinygpt_jax.training.step import data_mesh
+
+GIB = 2**30
+SMALL = "--n-layers 1 --d-model 32 --n-heads 2 --d-ff 64 --batch-size 4 --steps 100".split()
+
+
+@pytest.fixture
+def here(monkeypatch):
+    """Compile for this CPU in place of the card, as the process of its own would."""
+
+    def compile_here(request):
+        with monkeypatch.context() as patch:
+            patch.setattr(compiling, "_mesh", lambda request: data_mesh())
+            return compiling._compile(request)
+
+    monkeypatch.setattr(estimation, "compile_for", compile_here)
+
+
+@pytest.fixture
+def without_compiler(monkeypatch):
+    monkeypatch.setattr(compiling, "PLUGINS", ())
+
+
+def test_an_update_from_the_flags_to_the_page(here, capsys):
+    plan.main(["--gpu", "a100", *SMALL, "--json"])
+    document = json.loads(capsys.readouterr().out)
+    total, best = document["total"], document["best"]
+    assert total["seconds"] == pytest.approx(sum(part["seconds"] for part in document["parts"].values()))
+    assert best["tokens_per_second"] == pytest.approx(4 * 128 / total["seconds"])
+    launches = document["with_launches"]["seconds"] - best["seconds"]
+    assert launches == pytest.approx(LAUNCH_SECONDS * total["kernels"])
+    assert document["run"]["updates"] == 100 and document["fits"]
+    assert document["memory"]["jax_takes"] == round(0.75 * CARDS["a100"].memory)
+    shown = "\n".join(page(document))
+    assert shown.startswith("training, preset tinystories, on 1 x A100: compiled for it and estimated, not run\n")
+    for words in ("the state ", "at most ", "it fits", "products of the blocks ", "at best ", "100 updates"):
+        assert words in shown
+
+
+def test_decoding_from_the_flags_to_the_page(here, capsys):
+    plan.main(["--what", "generate", "--rows", "3", *SMALL])
+    shown = capsys.readouterr().out
+    assert shown.startswith("generating, preset tinystories, on 1 x H100") and "3 texts at a time" in shown
+    assert "choosing the token" in shown and "updates" not in shown
+
+
+def test_without_the_compiler_what_needs_none_is_said(without_compiler, capsys):
+    plan.main(["--gpu", "h100", "--devices", "8"])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].endswith(f"not compiled; compiling for an NVIDIA GPU needs JAX's part for it: {USE_THE_GPU}")
+    assert any(line.split() == ["the", "state", "1.38"] for line in lines)  # 12 bytes for each of 124 M
+    assert any("10,4" in line and "755 MFLOP a token" in line for line in lines)  # 8 x 989 TFLOP/s
+    plan.main(["--json"])
+    document = json.loads(capsys.readouterr().out)
+    assert not document["compiled"] and "pip install" in document["problem"] and "parts" not in document
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--gpu", "gtx1080"], "unknown GPU 'gtx1080'; there are: b200, h200, h100"),
+        (["--preset", "huge"], "unknown preset 'huge'"),
+        (["--devices", "0"], "devices 0: must be 1 to 8"),
+        (["--rows", "0"], "rows 0: must be at least 1"),
+        (["--gpus", "2"], "--gpus"),
+    ],
+)
+def test_what_can_never_work_is_refused(flags, said):
+    with pytest.raises(UsageError, match=said):
+        plan.main(flags)
+
+
+def test_how_long_a_run_is(tmp_path):
+    reference, modern = (presets.get(name).config for name in ("tinystories", "tinystories-modern"))
+    config, updates, length = plan.workload(reference)
+    assert config == reference and updates == round(5 * 2_119_719 / 32) and "5 epochs of 2,119,719 stories" in length
+    assert plan.workload(modern)[1] == round(2 * 474_000_000 / 128 / 256)
+    laptop = plan.workload(presets.get("laptop").config)
+    assert laptop[0].model.vocab_size == 5257 and laptop[1] == 1600
+    stories = tmp_path / "stories.txt"
+    stories.write_text("<|endoftext|>".join(f"The cat saw {number} dogs." for number in range(200)))
+    data = dataclasses.replace(reference.data, source=str(stories), cache_dir=str(tmp_path), vocabulary="compact")
+    config, updates, length = plan.workload(dataclasses.replace(reference, data=data))
+    assert config.model.vocab_size < 1000 and updates == round(5 * int(length.split(" of ")[1].split()[0]) / 32)
+
+
+def test_what_does_not_fit_is_told_with_its_remedy(monkeypatch, capsys):
+    large, small = (Estimate(1, size * GIB, {"all": Part(1, 1.0, 1.0, 1.0)}, 0.0, 0.0) for size in (70, 40))
+    monkeypatch.setattr(plan, "estimate", lambda request: large)
+    monkeypatch.setattr(plan, "first_that_fits", lambda request, limit, tell: ("--remat", small))
+    plan.main(SMALL)
+    out, err = capsys.readouterr()
+    assert "it does not fit: with --remat it does, 40.0 GiB at most, 1.00 x the time" in out
+    assert "70.0 GiB at most, which does not fit; trying" in err
+    monkeypatch.setattr(plan, "first_that_fits", lambda request, limit, tell: None)
+    plan.main(SMALL)
+    assert "set XLA_PYTHON_CLIENT_MEM_FRACTION=0.95" in capsys.readouterr().out
+    plan.main([*SMALL, "--gpu", "t4"])
+    assert "no setting that was tried makes it fit" in capsys.readouterr().out
