@@ -43,7 +43,7 @@ def self_attention(
     """
     batch, length, features = x.shape
     head_dim = features // n_heads
-    fits = _LEAST <= head_dim and head_dim * x.dtype.itemsize <= _MOST_BYTES
+    fits = head_dim >= _LEAST and head_dim * x.dtype.itemsize <= _MOST_BYTES
     if not fits or head_dim & (head_dim - 1):  # Triton's blocks are powers of two
         return fused.self_attention(x, qkv_weight, qkv_bias, out_weight, out_bias, n_heads)
     block = max(_LEAST, pl.next_power_of_2(length)) if length <= _WHOLE else _BLOCK
