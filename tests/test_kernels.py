@@ -28,7 +28,7 @@ CALLS = {
     # Lengths that one block holds, whole and in part, and that need several.
     "self_attention": [[(2, length, WIDTH), *PROJECTIONS, 2] for length in (1, 31, 128, 150, 192)],
     # Widths that are a power of two and that are not; rows that a program takes at once and that it does not.
-    "layer_norm": [[(2, rows, width), (width,), (width,)] for rows, width in ((32, 24), (320, 16), (96, 768))],
+    "layer_norm": [[(2, rows, width), (width,), (width,)] for rows, width in ((64, 24), (320, 16), (192, 768))],
     # A vocabulary of one block and of more than two.
     "head_cross_entropy": [
         *([(2, 6, 5), (3000, 5), TARGETS, mask] for mask in (None, TARGETS % 4 > 0)),
@@ -120,10 +120,10 @@ if __name__ == "__main__":
     assert mesh.size == 4
     rows, whole = NamedSharding(mesh, PartitionSpec("data")), NamedSharding(mesh, PartitionSpec())
     generator = np.random.default_rng(0)
-    numbers = [jnp.asarray(generator.normal(size=shape), jnp.float32) for shape in [(8, 32, WIDTH), (WIDTH,)]]
+    numbers = [jnp.asarray(generator.normal(size=shape), jnp.float32) for shape in [(8, 64, WIDTH), (WIDTH,)]]
     weights = [jnp.asarray(generator.normal(size=shape) / 6, jnp.float32) for shape in PROJECTIONS]
     table = jnp.asarray(generator.normal(size=(300, WIDTH)), jnp.float32)
-    arguments = (*numbers, weights, table, jnp.asarray(generator.integers(0, 300, (8, 32))))
+    arguments = (*numbers, weights, table, jnp.asarray(generator.integers(0, 300, (8, 64))))
     step = jax.value_and_grad(loss_of_all_kernels, argnums=(0, 1, 2, 3))
 
     def on_four(*arguments):

@@ -6,6 +6,7 @@ arranged is the plain function. The model takes this module or `functional`. Gra
 """
 
 from tinygpt_jax.functional import dropout as dropout
+from tinygpt_jax.functional import layer_norm as layer_norm
 from tinygpt_jax.functional import merge_heads as merge_heads
 from tinygpt_jax.functional import sinusoidal_encoding as sinusoidal_encoding
 from tinygpt_jax.functional import split_heads as split_heads
@@ -14,6 +15,5 @@ from tinygpt_jax.fused.blockwise import attention as attention
 from tinygpt_jax.fused.blockwise import self_attention as self_attention
 from tinygpt_jax.fused.embedding import embed as embed
 from tinygpt_jax.fused.loss import head_cross_entropy as head_cross_entropy
-from tinygpt_jax.fused.normalisation import layer_norm as layer_norm
 from tinygpt_jax.fused.products import feed_forward as feed_forward
 from tinygpt_jax.fused.products import linear as linear

@@ -24,6 +24,7 @@ from tinygpt_jax.fused.rows import on_each_device
 _WHOLE = 128  # positions of a sequence up to which one program takes it whole
 _BLOCK = 64  # queries or keys that meet at a time in longer ones
 _LEAST = 16  # rows or features that a tensor core multiplies
+_MOST_BYTES = 256  # of a row of a head: 64 of them are to fit the smallest shared memory several times
 
 
 def self_attention(
@@ -42,7 +43,8 @@ def self_attention(
     """
     batch, length, features = x.shape
     head_dim = features // n_heads
-    if head_dim < _LEAST or head_dim & (head_dim - 1):  # Triton's blocks are powers of two
+    fits = head_dim >= _LEAST and head_dim * x.dtype.itemsize <= _MOST_BYTES
+    if not fits or head_dim & (head_dim - 1):  # Triton's blocks are powers of two
         return fused.self_attention(x, qkv_weight, qkv_bias, out_weight, out_bias, n_heads)
     block = max(_LEAST, pl.next_power_of_2(length)) if length <= _WHOLE else _BLOCK
     qkv = fused.linear(x, qkv_weight, qkv_bias)
