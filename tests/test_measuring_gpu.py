@@ -53,7 +53,7 @@ def has_a_bug(task):
     ],
 )
 def test_what_a_part_found_before_its_end_is_kept(task, part, error, kept):
-    result = run_part(part, task, limit=10 if part is takes_too_long else 300)
+    result = run_part(part, 10 if part is takes_too_long else 300, task)
     assert result["error"] == error and list(result["tables"]) == ["first"] * kept
     assert read_result(task.out / "parts" / f"{part.__name__}.json") == result
 
@@ -79,7 +79,7 @@ def test_parts_that_fail_leave_the_others_alone(tmp_path, capsys):
 
 
 def test_a_killed_run_ends_as_one_that_was_not(task):
-    result = run_part(kill, task, limit=600)
+    result = run_part(kill, 600, task)
     assert result["error"] == ""
     (table,) = result["tables"].values()
     assert table["state"] == {"same": "yes"} and "SIGKILL" in table["killed"]["same"]

@@ -18,6 +18,7 @@ import importlib.metadata
 import os
 import platform
 import shutil
+import signal
 import subprocess
 import time
 from collections.abc import Sequence
@@ -55,9 +56,7 @@ class Arguments:
     """Measure everything that needs an NVIDIA GPU, in parts, and write one JSON and one page."""
 
     parts: tuple[Name, ...] = get_args(Name)  # which
-    out: Path = Path(
-        "runs/gpu"
-    )  # folder for what is found; gigabytes of checkpoints and compiled programs are there too
+    out: Path = Path("runs/gpu")  # folder for what is found, with gigabytes of checkpoints and compiled programs
     source: str | None = None  # (or --data) stories of whole runs (default: tinystories, and builtin with --quick)
     updates: int = 2000  # of each whole run
     repeats: int = 4  # turns of each contestant
@@ -74,6 +73,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     require(arguments.parts != (), "--parts", "without a value", "--help lists what it takes")
     for name in ("updates", "repeats"):
         require(getattr(arguments, name) >= 1, f"--{name}", getattr(arguments, name), "must be at least 1")
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as who rents machines ends a command: it is Ctrl-C
     machine = _machine()
     if "driver" not in machine and not arguments.quick:
         raise UserError("no NVIDIA GPU is here (nvidia-smi tells of none); --quick tries the command on any device")
@@ -83,14 +83,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     failed, reached = [], {}
     for name in arguments.parts:
-        part, limit = PARTS[name]
-        result = run_part(part, task, limit)
+        try:
+            result = run_part(*PARTS[name], task)
+        finally:  # also of Ctrl-C
+            reached = _write_report(task, machine)
         for title, table in result["tables"].items():
             print_table(title, table)
         told = f"failed: {result['error']}" if result["error"] else "done"
         print(f"\n{name}: {told}, {result['seconds']:.0f} s", flush=True)
         failed += [name] if result["error"] else []
-        reached = _write_report(task, machine)
     print_table("goals for one NVIDIA H100", reached)
     print(f"\n{task.out / 'gpu.html'}: everything on one page")
     if failed:

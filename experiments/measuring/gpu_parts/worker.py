@@ -19,7 +19,7 @@ from tinygpt_jax.files import write_atomically
 Result = dict[str, Any]
 
 
-def run_part(part: Part, task: Task, limit: float) -> Result:
+def run_part(part: Part, limit: float, task: Task) -> Result:
     """Measure a part within `limit` seconds. What it had found before it failed, was cut or died is in the result."""
     file, begun = task.out / "parts" / f"{part.__name__}.json", time.monotonic()
     file.parent.mkdir(parents=True, exist_ok=True)
