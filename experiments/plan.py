@@ -4,6 +4,7 @@ Needs no GPU: the program is compiled for one and read. Nothing is run.
 """
 
 import json
+import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -15,7 +16,7 @@ from tinygpt_jax.cards import card
 from tinygpt_jax.config import Config, ModelConfig
 from tinygpt_jax.data.hub import TINYSTORIES
 from tinygpt_jax.errors import require
-from tinygpt_jax.estimate.compiling import NoCompilerError, Request
+from tinygpt_jax.estimate.compiling import NoCompilerError, Request, state_bytes
 from tinygpt_jax.estimate.estimation import estimate, first_that_fits, room
 from tinygpt_jax.estimate.summary import page, summary
 
@@ -53,9 +54,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     devices, rows = (arguments.devices, None) if trains else (1, arguments.rows)
     request, limit = Request(arguments.gpu, config.to_json(), devices, rows), room(arguments.gpu)
     found, problem, remedy = None, "", None
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the process that compiles ends, too
     try:
-        found = estimate(request)
-        if trains and found.most_bytes > limit:
+        if trains and (state := state_bytes(config)) > limit:
+            problem = (
+                f"its state alone, {state / 2**30:,.1f} GiB, does not fit: take fewer --n-layers, or less --d-model"
+            )
+        else:
+            found = estimate(request)
+        if trains and found and found.most_bytes > limit:
             tell(f"{found.most_bytes / 2**30:,.1f} GiB at most, which does not fit; trying what would")
             remedy = first_that_fits(request, limit, tell)
     except NoCompilerError as error:
@@ -82,7 +89,14 @@ def parse(argv: Sequence[str] | None = None) -> Arguments:
     card(start.gpu)
     require(1 <= start.devices <= 8, "devices", start.devices, "must be 1 to 8, the cards of one machine")
     require(1 <= start.rows <= 2**16, "rows", start.rows, "must be at least 1 and at most 65536")
-    return with_config(Arguments, argv, start, presets.get(start.preset).config)
+    alone = start.what == "train" or start.devices == 1
+    require(alone, "devices", start.devices, "writing takes one; leave the flag out")
+    arguments = with_config(Arguments, argv, start, presets.get(start.preset).config)
+    training = arguments.config.training
+    pieces = training.gradient_accumulation * start.devices
+    advice = f"must be a multiple of gradient_accumulation {training.gradient_accumulation} x {start.devices} devices"
+    require(training.batch_size % pieces == 0 or start.what == "generate", "batch_size", training.batch_size, advice)
+    return arguments
 
 
 def workload(config: Config) -> tuple[Config, int, str]:

@@ -19,7 +19,9 @@ def resolve_arithmetic(name: Arithmetic = "auto", device: Any = None) -> ModuleT
     """
     able = nvidia_generation(device) >= AMPERE
     if name == "kernels" and not able:
-        raise UsageError("arithmetic kernels: they are for NVIDIA GPUs of Ampere (2020) and later; give auto or fused")
+        raise UsageError(
+            "arithmetic kernels: they are for NVIDIA GPUs of Ampere (2020) and later; give another, or none"
+        )
     if name == "kernels" or (name == "auto" and able):
         from tinygpt_jax import kernels  # imports Pallas, for which a machine without a GPU need not wait
 

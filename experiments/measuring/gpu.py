@@ -56,7 +56,7 @@ class Arguments:
     """Measure everything that needs an NVIDIA GPU, in parts, and write one JSON and one page."""
 
     parts: tuple[Name, ...] = get_args(Name)  # which
-    out: Path = Path("runs/gpu")  # folder for what is found, with gigabytes of checkpoints and compiled programs
+    out: Path | None = None  # folder for what is found, with gigabytes of checkpoints (default: runs/gpu; gpu-quick)
     source: str | None = None  # (or --data) stories of whole runs (default: tinystories, and builtin with --quick)
     updates: int = 2000  # of each whole run
     repeats: int = 4  # turns of each contestant
@@ -78,9 +78,10 @@ def main(argv: Sequence[str] | None = None) -> None:
     if "driver" not in machine and not arguments.quick:
         raise UserError("no NVIDIA GPU is here (nvidia-smi tells of none); --quick tries the command on any device")
     source = arguments.source or ("builtin" if arguments.quick else "tinystories")
-    task = Task(
-        arguments.out.absolute(), source, arguments.updates, arguments.repeats, arguments.quick, begun=time.time()
-    )
+    if arguments.quick:
+        machine["measured"] = "with --quick: a small model and little of everything, to try the command"
+    out = arguments.out or Path("runs/gpu-quick" if arguments.quick else "runs/gpu")
+    task = Task(out.absolute(), source, arguments.updates, arguments.repeats, arguments.quick, begun=time.time())
     failed, reached = [], {}
     for name in arguments.parts:
         try:

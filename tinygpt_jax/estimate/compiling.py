@@ -7,7 +7,6 @@ compiles gets a `Request` as JSON on its standard input and writes what it found
 import dataclasses
 import importlib.util
 import json
-import math
 import os
 import signal
 import subprocess
@@ -76,8 +75,8 @@ def compile_for(request: Request, timeout: float = 1800) -> Compiled:
             raise UserError(f"compiling for {request.card} took more than {timeout:.0f} s and was stopped") from None
         document: dict[str, Any] = {"error": _last_words(done)} if not found.exists() else json.loads(found.read_text())
     if problem := document.get("error"):
-        if "libdevice" in problem:
-            raise NoCompilerError(f"compiling for an NVIDIA GPU needs CUDA's libdevice: {USE_THE_GPU}")
+        if "libdevice" in problem or "ptxas" in problem:
+            raise NoCompilerError(f"compiling for an NVIDIA GPU needs CUDA's compiler, nvcc: {USE_THE_GPU}")
         raise (UsageError if document.get("usage") else UserError)(problem)
     return Compiled(**document)
 
@@ -194,27 +193,15 @@ def _decoding(config: Config, mesh: Any, rows: int) -> Any:
 
 
 def pallas_kernels(jaxpr: Any) -> Iterator[tuple[str, float]]:
-    """Name and FLOP of a launch of each kernel that a traced program calls."""
+    """Name and FLOP of a launch of each kernel that a traced program calls, as the kernel tells them."""
     for equation in jaxpr.eqns:
         if equation.primitive.name == "pallas_call":
-            launches = math.prod(equation.params["grid_mapping"].grid)
+            cost = equation.params["cost_estimate"]
             name = equation.params["name"] or equation.params["name_and_src_info"].name
-            yield name, launches * _product_flops(equation.params["jaxpr"])
+            yield name, float(cost.flops) if cost else 0.0
         else:
             for inner in _inner(equation):
                 yield from pallas_kernels(inner)
-
-
-def _product_flops(jaxpr: Any) -> float:
-    """FLOP of the products in a traced function; a loop whose rounds are not known counts once."""
-    total = 0.0
-    for equation in jaxpr.eqns:
-        if equation.primitive.name == "dot_general":
-            left, out = equation.invars[0].aval, equation.outvars[0].aval
-            summed = equation.params["dimension_numbers"][0][0]
-            total += 2.0 * out.size * math.prod(left.shape[axis] for axis in summed)
-        total += equation.params.get("length", 1) * sum(_product_flops(inner) for inner in _inner(equation))
-    return total
 
 
 def _inner(equation: Any) -> list[Any]:

@@ -93,16 +93,18 @@ def _advice(document: dict[str, Any]) -> str:
         slower = remedy["seconds"] / document["best"]["seconds"]
         return f"with {remedy['flags']} it does, {remedy['most'] / 2**30:,.1f} GiB at most, {slower:.2f} x the time"
     memory = document["memory"]
+    if document["what"] == "generate":
+        return "write fewer --rows at a time, or take a smaller model (--n-layers, --d-model)"
     if memory["most"] < 0.95 * memory["card"]:
         return "set XLA_PYTHON_CLIENT_MEM_FRACTION=0.95, or take a smaller model (--n-layers, --d-model)"
     return "no setting that was tried makes it fit; take a smaller model (--n-layers, --d-model)"
 
 
 def _parts(document: dict[str, Any], what: str) -> Iterator[str]:
-    yield f"{what:<34}{'kernels':>8}{'GB':>9}{'TFLOP':>9}{'ms':>9}"
+    yield f"{what:<34}{'kernels':>8}{'GB':>10}{'TFLOP':>10}{'ms':>12}"
     for name, part in (document["parts"] | {"all": document["total"]}).items():
         gigabytes, tera, milliseconds = part["bytes"] / 1e9, part["flops"] / 1e12, part["seconds"] * 1e3
-        yield f"{name:<34}{part['kernels']:>8,}{gigabytes:>9.3f}{tera:>9.3f}{milliseconds:>9.3f}"
+        yield f"{name:<34}{part['kernels']:>8,}{gigabytes:>10.3f}{tera:>10.3f}{milliseconds:>12.3f}"
     if document["sent_bytes"]:
         yield f"each device sends {document['sent_bytes'] / 1e6:,.1f} MB to the others"
 
@@ -122,7 +124,8 @@ def _speed(document: dict[str, Any]) -> Iterator[str]:
         yield limit
     if run := document.get("run"):
         seconds = document["with_launches" if document["compiled"] else "at_peak"]["seconds"]
-        yield f"this run, {run['length']}: {duration(run['updates'] * seconds)} at best"
+        how = "with the time to start kernels" if document["compiled"] else "at the datasheet's peak"
+        yield f"this run, {run['length']}: {duration(run['updates'] * seconds)} at best, {how}"
 
 
 def _itemsize(config: Config, target: Card) -> int:

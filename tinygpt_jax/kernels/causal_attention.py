@@ -65,7 +65,7 @@ def _forward(qkv, block, interpret):
     batch, length, _, heads, head_dim = qkv.shape
     out = jax.ShapeDtypeStruct((batch, length, heads, head_dim), qkv.dtype)
     log_total = jax.ShapeDtypeStruct((batch, heads, length), jnp.float32)
-    out, log_total = _run(_forward_kernel, (qkv,), (out, log_total), block, interpret)
+    out, log_total = _run(_forward_kernel, 2, (qkv,), (out, log_total), block, interpret)
     return out, (qkv, out, log_total)
 
 
@@ -74,19 +74,22 @@ def _backward(block, interpret, residuals, gradient):
     run = partial(_run, block=block, interpret=interpret)
     if qkv.shape[1] == block:  # the whole sequence is one block: one kernel gives all gradients
         like = jax.ShapeDtypeStruct(qkv.shape, qkv.dtype)
-        return tuple(run(_whole_backward_kernel, (qkv, log_total, gradient), (like,)))
+        return tuple(run(_whole_backward_kernel, 5, (qkv, log_total, gradient), (like,)))
     given = (qkv, out, log_total, gradient)
     like = jax.ShapeDtypeStruct(out.shape, out.dtype)
-    (by_query,) = run(_query_backward_kernel, given, (like,))
-    by_key, by_value = run(_key_backward_kernel, given, (like, like))
+    (by_query,) = run(_query_backward_kernel, 3, given, (like,))
+    by_key, by_value = run(_key_backward_kernel, 4, given, (like, like))
     return (jnp.stack([by_query, by_key, by_value], axis=2),)
 
 
 _attention.defvjp(_forward, _backward)
 
 
-def _run(kernel, arrays, results, block, interpret):
-    """Run a kernel with a program for each sequence, head and block of rows; a program sees its head alone."""
+def _run(kernel, products, arrays, results, block, interpret):
+    """Run a kernel with a program for each sequence, head and block of rows; a program sees its head alone.
+
+    Each pair of a query's and a key's block that it looks at takes so many products.
+    """
 
     def call(*arrays):
         batch, length, _, heads, head_dim = arrays[0].shape
@@ -95,9 +98,14 @@ def _run(kernel, arrays, results, block, interpret):
             4: pl.BlockSpec((None, length, None, head_dim), lambda b, h, i: (b, 0, h, 0)),  # [b, t, h, e]
             3: pl.BlockSpec((None, None, length), lambda b, h, i: (b, h, 0)),  # [b, h, t]
         }
+        blocks = length // block
+        flops = batch * heads * blocks * (blocks + 1) // 2 * products * 2 * block**2 * head_dim
+        exponents = flops // (2 * products * head_dim)
+        size = sum(x.size * x.dtype.itemsize for x in (*arrays, *results))
         return pl.pallas_call(
             partial(kernel, block=block),
-            grid=(batch, heads, length // block),
+            grid=(batch, heads, blocks),
+            cost_estimate=pl.CostEstimate(flops=flops, transcendentals=exponents, bytes_accessed=size),
             in_specs=[of_head[x.ndim] for x in arrays],
             out_specs=[of_head[len(x.shape)] for x in results],
             out_shape=[x.update(shape=(batch, *x.shape[1:])) for x in results],
