@@ -4,6 +4,7 @@ Needs no GPU: the program is compiled for one and read. Nothing is run.
 """
 
 import json
+import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -16,7 +17,7 @@ from tinygpt_jax.cards import card
 from tinygpt_jax.config import Config, ModelConfig
 from tinygpt_jax.data.hub import TINYSTORIES
 from tinygpt_jax.errors import require
-from tinygpt_jax.estimate.compiling import NoCompilerError, Request, state_bytes
+from tinygpt_jax.estimate.compiling import NoCompilerError, Request
 from tinygpt_jax.estimate.estimation import estimate, first_that_fits, room
 from tinygpt_jax.estimate.summary import page, summary
 
@@ -48,6 +49,7 @@ class Arguments(Start):
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse the flags, compile, estimate, and print."""
+    os.environ["JAX_PLATFORMS"] = "cpu"  # no GPU that may be here is needed, nor its driver
     arguments = parse(argv)
     trains = arguments.what == "train"
     config, updates, length = workload(arguments.config)
@@ -56,10 +58,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     found, problem, remedy = None, "", None
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the process that compiles ends, too
     try:
-        if trains and (state := state_bytes(config)) > limit:
-            problem = (
-                f"its state alone, {state / 2**30:,.1f} GiB, does not fit: take fewer --n-layers, or less --d-model"
-            )
+        state = 12 * config.model.matrix_parameters / 2**30  # weights and AdamW's two means, without the vectors
+        if trains and state > limit / 2**30:
+            problem = f"its state alone, {state:,.1f} GiB, does not fit: take fewer --n-layers, or less --d-model"
         else:
             found = estimate(request)
         if trains and found and found.most_bytes > limit:
