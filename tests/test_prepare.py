@@ -20,6 +20,7 @@ PICTURES = {"word_cloud.png", "story_lengths.png", "token_ranks.png"}
 def source(tmp_path, monkeypatch):
     """A .jsonl file of stories, one of them twice; the cache is a folder of the test."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.delenv("TINYGPT_CACHE", raising=False)
     path = tmp_path / "stories.jsonl"
     path.write_text("".join(json.dumps({"text": text}) + "\n" for text in [*TEXTS, TEXTS[0]]))
     return path
