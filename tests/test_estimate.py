@@ -204,7 +204,7 @@ def test_a_compiler_that_hangs_is_stopped(installed):
     [
         (UsageError("batch_size 3: must be"), UsageError, "batch_size 3"),
         (RuntimeError("INTERNAL: no such\nthing"), UserError, "cannot compile for t4: RuntimeError: INTERNAL: no such"),
-        (RuntimeError("libdevice not found at ./x"), compiling.NoCompilerError, "needs CUDA's compiler, nvcc: pip install"),
+        (RuntimeError("libdevice not found at ./x"), compiling.NoCompilerError, "needs CUDA's compiler, nvcc: pip"),
     ],
 )
 def test_what_the_other_process_raises_is_raised_here(installed, monkeypatch, raised, error, said):
