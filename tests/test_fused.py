@@ -19,7 +19,7 @@ MASK = jnp.arange(20).reshape(4, 5) % 3 > 0
 TARGETS = jnp.arange(12).reshape(2, 6)
 # Name of a function: the arguments of some calls, as shapes of numbers to draw, or as values.
 CALLS = {
-    "self_attention": [[(2, t, 8), (8, 24), (24,), (8, 8), (8,), 2] for t in (31, blockwise.LONG_CONTEXT + 33)],
+    "self_attention": [[(2, length, 24), 2] for length in (31, blockwise.LONG_CONTEXT + 33)],
     "linear": [[(2, 3, 4), (4, 9), (9,)], [(5, 9), (9, 4)], [(1, 1, 1), (1, 1), (1,)]],
     "feed_forward": [[(2, 3, 4), (4, 7), (7,), (7, 4), (4,), activation] for activation in ("relu", "gelu")],
     "embed": [[(11, 6), jnp.asarray(np.random.default_rng(1).integers(1, 11, (3, 50)))]],

@@ -25,7 +25,7 @@ FOUNDATIONS = {
     "fused.rows": set(),
     "fused.embedding": {"fused.rows"},
     "fused.loss": {"functional", "fused.products"},
-    "fused.blockwise": {"functional", "fused.products"},
+    "fused.blockwise": {"functional"},
     "tokenizer": {"errors"},
     "model": {"config", "functional"},
     "training.optimizer": {"config"},

@@ -165,9 +165,8 @@ class TrainingConfig(Settings):
 # What may differ between a checkpoint and the run that continues it: it changes no update's result. (A longer run
 # with a cosine schedule does get other rates from then on; that is what its user asks for. A moved source is fine
 # as long as its stories are the same, which the corpus fingerprint tells, and the size of the vocabulary is theirs.)
-FREE_TO_CHANGE = frozenset(
-    "epochs steps eval_every save_every eval_batches log_every tensorboard source cache_dir arithmetic remat".split()
-) | {"vocab_size"}
+_FREE = "epochs steps eval_every save_every eval_batches log_every tensorboard source cache_dir arithmetic remat"
+FREE_TO_CHANGE = frozenset([*_FREE.split(), "vocab_size"])
 
 
 @dataclass(frozen=True)

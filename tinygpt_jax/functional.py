@@ -124,22 +124,15 @@ def attention(
     return jnp.einsum("...qk,...ke->...qe", weights.astype(value.dtype), value)
 
 
-def self_attention(
-    x: Float[Array, "b t d"],
-    qkv_weight: Float[Array, "d d3"],
-    qkv_bias: Float[Array, " d3"],
-    out_weight: Float[Array, "d d"],
-    out_bias: Float[Array, " d"],
-    n_heads: int,
-) -> Float[Array, "b t d"]:
-    """Causal multi-head attention of a sequence to itself (Vaswani et al. 2017, 3.2.2 and 3.2.3).
+def self_attention(qkv: Float[Array, "b t d3"], n_heads: int) -> Float[Array, "b t d"]:
+    """Causal attention of a sequence to itself in several heads (Vaswani et al. 2017, 3.2.2).
 
-    `qkv_weight` and `qkv_bias` are those of queries, keys and values side by side: one product keeps a device busier
-    than three.
+    Args:
+        qkv: queries, keys and values side by side, each of them the features of all heads.
+        n_heads: how many heads share the features.
     """
-    query, key, value = (split_heads(part, n_heads) for part in jnp.split(linear(x, qkv_weight, qkv_bias), 3, axis=-1))
-    mixed = attention(query, key, value, causal=True)
-    return linear(merge_heads(mixed), out_weight, out_bias)
+    query, key, value = (split_heads(part, n_heads) for part in jnp.split(qkv, 3, axis=-1))
+    return merge_heads(attention(query, key, value, causal=True))
 
 
 def dropout(key: Key[Array, ""], x: Float[Array, "*shape"], rate: float) -> Float[Array, "*shape"]:

@@ -185,13 +185,14 @@ class SelfAttention(_Part):
         qkv_bias = self.param("qkv_bias", zeros, (3 * d,))
         out_weight = self.param("out_weight", _residual_init(d, self.config), (d, d))
         out_bias = self.param("out_bias", zeros, (d,))
+        # One product for queries, keys and values keeps the device busier than three.
+        qkv = F.linear(x, qkv_weight, qkv_bias)
         if cache is None:
-            return F.self_attention(x, qkv_weight, qkv_bias, out_weight, out_bias, n_heads), None
-        query, key, value = (
-            F.split_heads(part, n_heads) for part in jnp.split(F.linear(x, qkv_weight, qkv_bias), 3, axis=-1)
-        )
-        cache = (_write(cache[0], key, column), _write(cache[1], value, column))
-        mixed = F.merge_heads(F.attention(query, *cache, mask))
+            mixed = F.self_attention(qkv, n_heads)
+        else:
+            query, key, value = (F.split_heads(part, n_heads) for part in jnp.split(qkv, 3, axis=-1))
+            cache = (_write(cache[0], key, column), _write(cache[1], value, column))
+            mixed = F.merge_heads(F.attention(query, *cache, mask))
         return F.linear(mixed, out_weight, out_bias), cache
 
 

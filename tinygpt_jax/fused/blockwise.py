@@ -7,7 +7,6 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from tinygpt_jax import functional as F
-from tinygpt_jax.fused.products import linear
 
 LONG_CONTEXT = 512  # from this length on; below, the scores are small
 
@@ -26,20 +25,10 @@ def attention(
     return F.attention(query, key, value, mask, causal)
 
 
-def self_attention(
-    x: Float[Array, "b t d"],
-    qkv_weight: Float[Array, "d d3"],
-    qkv_bias: Float[Array, " d3"],
-    out_weight: Float[Array, "d d"],
-    out_bias: Float[Array, " d"],
-    n_heads: int,
-) -> Float[Array, "b t d"]:
-    """`functional.self_attention`, of the linear maps of `products` and the `attention` above."""
-    query, key, value = (
-        F.split_heads(part, n_heads) for part in jnp.split(linear(x, qkv_weight, qkv_bias), 3, axis=-1)
-    )
-    mixed = attention(query, key, value, causal=True)
-    return linear(F.merge_heads(mixed), out_weight, out_bias)
+def self_attention(qkv: Float[Array, "b t d3"], n_heads: int) -> Float[Array, "b t d"]:
+    """`functional.self_attention`, of the `attention` above."""
+    query, key, value = (F.split_heads(part, n_heads) for part in jnp.split(qkv, 3, axis=-1))
+    return F.merge_heads(attention(query, key, value, causal=True))
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(3,))

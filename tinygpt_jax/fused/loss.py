@@ -46,7 +46,10 @@ def arranged(hidden, head, targets, mask, chunks, vocab_multiple, losses_and_gra
 
 @partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
 def _head_loss(hidden, head, targets, weights, chunks, vocab_size, _):
-    """Sum of weights x token losses. `head` may have more rows than the vocabulary."""
+    """Sum of weights x token losses. `head` may have more rows than the vocabulary.
+
+    This is the loss without a gradient, and takes XLA's; with one, `_head_loss_forward` computes both.
+    """
     head = head.astype(hidden.dtype)
 
     def chunk_loss(chunk):

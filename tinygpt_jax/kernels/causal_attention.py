@@ -7,7 +7,7 @@ of its softmax (Milakov & Gimelshein 2018; Dao et al. 2022, FlashAttention, algo
 compute the weights anew from the sums.
 
 The kernels are written in Pallas, which hands them to Triton: `ref[rows]` loads a block from the GPU's memory, values
-between loads and stores live in registers, and `jnp.dot` runs on tensor cores.
+between loads and stores live in registers, and products run on tensor cores.
 """
 
 from functools import partial
@@ -27,32 +27,21 @@ _LEAST = 16  # rows or features that a tensor core multiplies
 _MOST_BYTES = 256  # of a row of a head: 64 of them are to fit the smallest shared memory several times
 
 
-def self_attention(
-    x: Float[Array, "b t d"],
-    qkv_weight: Float[Array, "d d3"],
-    qkv_bias: Float[Array, " d3"],
-    out_weight: Float[Array, "d d"],
-    out_bias: Float[Array, " d"],
-    n_heads: int,
-    *,
-    interpret: bool = False,
-) -> Float[Array, "b t d"]:
+def self_attention(qkv: Float[Array, "b t d3"], n_heads: int, *, interpret: bool = False) -> Float[Array, "b t d"]:
     """`functional.self_attention`, in memory that grows with t, not with its square.
 
     `interpret` runs the kernels as ordinary JAX, on any device and slowly, as the tests do.
     """
-    batch, length, features = x.shape
-    head_dim = features // n_heads
-    fits = head_dim >= _LEAST and head_dim * x.dtype.itemsize <= _MOST_BYTES
+    batch, length, features = qkv.shape
+    head_dim = features // (3 * n_heads)
+    fits = head_dim >= _LEAST and head_dim * qkv.dtype.itemsize <= _MOST_BYTES
     if not fits or head_dim & (head_dim - 1):  # Triton's blocks are powers of two
-        return fused.self_attention(x, qkv_weight, qkv_bias, out_weight, out_bias, n_heads)
+        return fused.self_attention(qkv, n_heads)
     block = max(_LEAST, pl.next_power_of_2(length)) if length <= _WHOLE else _BLOCK
-    qkv = fused.linear(x, qkv_weight, qkv_bias)
     # What is added at the end no earlier query looks at.
-    qkv = jnp.pad(qkv, ((0, 0), (0, -length % block), (0, 0))).reshape(batch, -1, 3, n_heads, head_dim)
-    mixed = _attention(qkv, block, interpret)
-    mixed = mixed.reshape(batch, -1, features)[:, :length]  # pyright: ignore[reportAttributeAccessIssue]
-    return fused.linear(mixed, out_weight, out_bias)
+    padded = jnp.pad(qkv, ((0, 0), (0, -length % block), (0, 0)))
+    mixed = _attention(padded.reshape(batch, -1, 3, n_heads, head_dim), block, interpret)
+    return mixed.reshape(batch, -1, n_heads * head_dim)[:, :length]  # pyright: ignore[reportAttributeAccessIssue]
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(1, 2))
@@ -101,14 +90,15 @@ def _run(kernel, products, arrays, results, block, interpret):
         blocks = length // block
         flops = batch * heads * blocks * (blocks + 1) // 2 * products * 2 * block**2 * head_dim
         exponents = flops // (2 * products * head_dim)
-        size = sum(x.size * x.dtype.itemsize for x in (*arrays, *results))
+        out_shape = [x.update(shape=(batch, *x.shape[1:])) for x in results]
+        size = sum(x.size * x.dtype.itemsize for x in (*arrays, *out_shape))
         return pl.pallas_call(
             partial(kernel, block=block),
             grid=(batch, heads, blocks),
             cost_estimate=pl.CostEstimate(flops=flops, transcendentals=exponents, bytes_accessed=size),
             in_specs=[of_head[x.ndim] for x in arrays],
             out_specs=[of_head[len(x.shape)] for x in results],
-            out_shape=[x.update(shape=(batch, *x.shape[1:])) for x in results],
+            out_shape=out_shape,
             compiler_params=triton.CompilerParams(num_warps=8 if block > _BLOCK else 4, num_stages=2),
             interpret=interpret,
             name=kernel.__name__.strip("_"),

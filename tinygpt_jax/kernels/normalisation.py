@@ -88,7 +88,7 @@ _layer_norm.defvjp(_forward, _backward)
 def _block(rows, direction):
     """How many rows a program works on at a time, and the power of two, as Triton wants it, that holds a row."""
     width = pl.next_power_of_2(rows.shape[1])
-    return max(1, min(32, _NUMBERS[direction] // width)), width
+    return math.gcd(len(rows), max(1, min(32, _NUMBERS[direction] // width))), width
 
 
 def _specs(rows, width):
