@@ -22,12 +22,12 @@ FOUNDATIONS = {
     "cards": {"errors"},
     "functional": set(),
     "fused.products": {"functional"},
-    "fused.rows": set(),
-    "fused.embedding": {"fused.rows"},
+    "rows": set(),
+    "fused.embedding": {"rows"},
     "fused.loss": {"functional", "fused.products"},
     "fused.blockwise": {"functional"},
     "tokenizer": {"errors"},
-    "model": {"config", "functional"},
+    "model": {"config", "functional", "rows"},
     "training.optimizer": {"config"},
 }
 

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from tinygpt_jax.fused.rows import on_each_device
+from tinygpt_jax.rows import on_each_device
 
 
 @jax.custom_vjp

@@ -23,7 +23,7 @@ from typing import Any, Literal
 import jax
 import optax
 import orbax.checkpoint as ocp
-from jax.sharding import Sharding, SingleDeviceSharding
+from jax.sharding import Mesh, SingleDeviceSharding
 
 from tinygpt_jax.arithmetic import resolve_arithmetic
 from tinygpt_jax.config import Config
@@ -40,6 +40,7 @@ from tinygpt_jax.runs.checkpoint_files import (
     write_manifest,
 )
 from tinygpt_jax.tokenizer import Tokenizer
+from tinygpt_jax.training.sharding import in_parts, replicated
 from tinygpt_jax.training.step import TrainState
 
 
@@ -114,8 +115,8 @@ def newest_intact(workdir: Path) -> Checkpoint | None:
     return None
 
 
-def restore_state(checkpoint: Checkpoint, optimizer: optax.GradientTransformation, sharding: Sharding) -> TrainState:
-    """Everything an update needs, laid out as `sharding` says.
+def restore_state(checkpoint: Checkpoint, optimizer: optax.GradientTransformation, mesh: Mesh) -> TrainState:
+    """Everything an update needs, on the devices of a mesh, which need not be the one that it was saved from.
 
     Raises:
         UserError: the arrays are not those of the configuration beside them.
@@ -123,9 +124,9 @@ def restore_state(checkpoint: Checkpoint, optimizer: optax.GradientTransformatio
     params = abstract_params(checkpoint.config().model)
     opt_state = jax.eval_shape(optimizer.init, params)
     return TrainState(
-        jax.device_put(jax.numpy.int32(checkpoint.step), sharding),
-        _restore(checkpoint, "params", params, sharding),
-        _restore(checkpoint, "opt_state", opt_state, sharding),
+        jax.device_put(jax.numpy.int32(checkpoint.step), replicated(mesh)),
+        _restore(checkpoint, "params", params, in_parts(params, mesh)),
+        _restore(checkpoint, "opt_state", opt_state, in_parts(opt_state, mesh)),
     )
 
 
@@ -183,9 +184,10 @@ def _passing_over_damage() -> Iterator[None]:
         print(f"warning: passing over a damaged checkpoint: {error}", file=sys.stderr)
 
 
-def _restore(checkpoint: Checkpoint, item: str, abstract: Any, sharding: Sharding | None = None) -> Any:
-    sharding = sharding or SingleDeviceSharding(jax.devices()[0])
-    target = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), abstract)
+def _restore(checkpoint: Checkpoint, item: str, abstract: Any, sharding: Any = None) -> Any:
+    if sharding is None:
+        sharding = jax.tree.map(lambda _: SingleDeviceSharding(jax.devices()[0]), abstract)
+    target = jax.tree.map(lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), abstract, sharding)
     folder = (checkpoint.folder / item).resolve()
     # The file says for itself in what pieces it is stored, and a stranger's may say pieces of any size.
     gigabytes = 1 + sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(target)) // 10**9

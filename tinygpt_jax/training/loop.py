@@ -24,7 +24,8 @@ from tinygpt_jax.training import checkpoint
 from tinygpt_jax.training.metrics import NonFiniteError, TrainingLog, event_writer
 from tinygpt_jax.training.parts import Parts, announce, check_memory
 from tinygpt_jax.training.saving import Saver
-from tinygpt_jax.training.step import TrainState, data_mesh, initial_state, memory_errors, put_batch, replicated
+from tinygpt_jax.training.sharding import make_mesh, put_batch
+from tinygpt_jax.training.step import TrainState, initial_state, memory_errors
 
 # (model, parameters, tokenizer, seed) -> for each prompt, itself and a story that begins with it
 Sampler = Callable[[GPT, Any, Tokenizer, int], list[tuple[str, str]]]
@@ -64,7 +65,7 @@ def train(config: Config, workdir: Path, *, mesh: Mesh | None = None, sampler: S
     check_memory(config)
     if config.training.tensorboard:
         event_writer()  # missing, it is missed before stories are prepared for hours
-    parts = Parts(config, prepare(config.data), mesh or data_mesh())
+    parts = Parts(config, prepare(config.data), mesh or make_mesh())
     with sole_process(workdir), memory_errors(config.training), _stop_signals() as stop:
         saved = _matching_checkpoint(parts, workdir)
         progress = saved.progress() if saved else Progress(step=0, corpus=parts.corpus.fingerprint)
@@ -73,7 +74,7 @@ def train(config: Config, workdir: Path, *, mesh: Mesh | None = None, sampler: S
             print(f"{workdir} is finished: {progress.step:,} steps are done. To go on: --steps {2 * progress.step}")
             return True
         if saved:
-            state = checkpoint.restore_state(saved, parts.optimizer, replicated(parts.mesh))
+            state = checkpoint.restore_state(saved, parts.optimizer, parts.mesh)
         else:
             state = initial_state(parts.model, parts.optimizer, config.training.seed, parts.mesh)
         announce(parts, state, f"resuming after step {progress.step:,} of" if saved else "training")
