@@ -13,16 +13,18 @@ from typing import Literal
 
 from experiments import cli, presets
 from experiments.train import with_config
-from tinygpt_jax.cards import card
+from tinygpt_jax.cards import CARDS_OF_A_MACHINE, card
 from tinygpt_jax.config import Config, ModelConfig
 from tinygpt_jax.data.hub import TINYSTORIES
 from tinygpt_jax.errors import require
 from tinygpt_jax.estimate.compiling import NoCompilerError, Request
 from tinygpt_jax.estimate.estimation import estimate, first_that_fits, room
 from tinygpt_jax.estimate.summary import page, summary
+from tinygpt_jax.mesh import mesh_axes
 
 # Of the hub's training split, whose stories are not fetched to plan a run; tokens are GPT-2's.
 _HUB_STORIES, _HUB_TOKENS = 2_119_719, 474_000_000
+_MOST_DEVICES = 512
 
 
 @dataclass(frozen=True)
@@ -31,7 +33,8 @@ class Start:
 
     preset: str = "tinystories"  # quickstart, laptop, tinystories or tinystories-modern
     gpu: str = "h100"  # which card: h100, a100-80, l4, t4, rtx4090 and so on; an unknown name lists all
-    devices: int = 1  # how many of them, in one machine
+    devices: int = 1  # how many of them; more than 8 are in machines of 8
+    mesh: str | None = None  # how they share a run, such as data=8,fsdp=8 (default: all on data)
     what: Literal["train", "generate"] = "train"  # an update, or writing texts
     rows: int = 1  # generate: how many texts at a time
     json: bool = False  # print one JSON object
@@ -54,14 +57,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     trains = arguments.what == "train"
     config, updates, length = workload(arguments.config)
     devices, rows = (arguments.devices, None) if trains else (1, arguments.rows)
-    request, limit = Request(arguments.gpu, config.to_json(), devices, rows), room(arguments.gpu)
+    request, limit = Request(arguments.gpu, config.to_json(), devices, rows, arguments.mesh), room(arguments.gpu)
     found, problem, remedy = None, "", None
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the process that compiles ends, too
     try:
-        state = 12 * config.model.matrix_parameters / 2**30  # weights and AdamW's two means, without the vectors
-        if trains and state > limit / 2**30:
-            problem = f"its state alone, {state:,.1f} GiB, does not fit: take fewer --n-layers, or less --d-model"
-        else:
+        if trains:
+            problem = _too_large(config, devices, arguments.mesh, limit)
+        if not problem:
             found = estimate(request)
         if trains and found and found.most_bytes > limit:
             tell(f"{found.most_bytes / 2**30:,.1f} GiB at most, which does not fit; trying what would")
@@ -72,6 +74,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     if trains:
         document["run"] = {"updates": updates, "length": length}
     print(json.dumps(document) if arguments.json else "\n".join(page(document)))
+
+
+def _too_large(config: Config, devices: int, mesh: str | None, limit: float) -> str:
+    """What is wrong where weights and AdamW's two means, without the vectors, take more than `limit` bytes alone."""
+    state, parts = 12 * config.model.matrix_parameters, mesh_axes(mesh, devices)["fsdp"]
+    if state / parts <= limit:
+        return ""
+    larger = next((n for n in range(parts + 1, devices + 1) if devices % n == 0 and state / n <= limit), None)
+    advice = f"cut it with --mesh fsdp={larger}" if larger else "take fewer --n-layers, or less --d-model"
+    on_each = " on each device" if devices > 1 else ""
+    return f"its state alone, {state / parts / 2**30:,.1f} GiB{on_each}, does not fit: {advice}"
 
 
 def tell(line: str) -> None:
@@ -88,7 +101,11 @@ def parse(argv: Sequence[str] | None = None) -> Arguments:
     argv = sys.argv[1:] if argv is None else argv
     start = cli.parse(Start, argv, others=True)
     card(start.gpu)
-    require(1 <= start.devices <= 8, "devices", start.devices, "must be 1 to 8, the cards of one machine")
+    machine = CARDS_OF_A_MACHINE
+    whole = 1 <= start.devices <= machine or start.devices % machine == 0
+    advice = f"must be 1 to {machine}, the cards of one machine, or {machine} for each of up to {_MOST_DEVICES // machine}"
+    require(whole and start.devices <= _MOST_DEVICES, "devices", start.devices, advice)
+    mesh_axes(start.mesh, start.devices)
     require(1 <= start.rows <= 2**16, "rows", start.rows, "must be at least 1 and at most 65536")
     alone = start.what == "train" or start.devices == 1
     require(alone, "devices", start.devices, "writing takes one; leave the flag out")

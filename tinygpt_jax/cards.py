@@ -13,6 +13,10 @@ from tinygpt_jax.errors import UsageError
 
 _GIB = 2**30
 
+# Machines of a cluster, as NVIDIA's DGX H100 is: each card has a network card of 400 Gbit/s for itself.
+CARDS_OF_A_MACHINE = 8
+NETWORK_RATE = 50e9  # bytes/s of each card to other machines, each way
+
 
 @dataclass(frozen=True)
 class Generation:

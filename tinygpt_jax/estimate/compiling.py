@@ -7,6 +7,7 @@ compiles gets a `Request` as JSON on its standard input and writes what it found
 import dataclasses
 import importlib.util
 import json
+import math
 import os
 import signal
 import subprocess
@@ -18,11 +19,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tinygpt_jax.cards import card
+from tinygpt_jax.cards import CARDS_OF_A_MACHINE, card
 from tinygpt_jax.config import Config, Sampling
 from tinygpt_jax.devices import USE_THE_GPU
 from tinygpt_jax.errors import UsageError, UserError, first_line
 from tinygpt_jax.estimate.target import target_description
+from tinygpt_jax.mesh import mesh_axes
 
 PLUGINS = ("jax_plugins.xla_cuda12", "jax_plugins.xla_cuda13")
 
@@ -37,8 +39,9 @@ class Request:
 
     card: str  # a name of `cards.CARDS`
     config: str  # `Config.to_json`
-    devices: int = 1  # that share the batch; decoding uses one
+    devices: int = 1  # that share the batch, in machines of `CARDS_OF_A_MACHINE`; decoding uses one
     rows: int | None = None  # compile the decoding of so many texts, in place of the update
+    mesh: str | None = None  # how they share it, as `training.sharding.make_mesh` takes it
 
 
 @dataclass(frozen=True)
@@ -117,13 +120,14 @@ def _compile(request: Request) -> Compiled:
 
 
 def _mesh(request: Request) -> Any:
-    import numpy as np
     from jax.experimental.topologies import get_topology_desc
-    from jax.sharding import AxisType, Mesh
 
-    description = target_description(card(request.card))
-    topology = get_topology_desc("", "cuda", target_config=description, topology=f"1x1x{request.devices}")
-    return Mesh(np.array(topology.devices), ("data",), axis_types=(AxisType.Auto,))
+    from tinygpt_jax.training.sharding import make_mesh
+
+    description, cards = target_description(card(request.card)), min(request.devices, CARDS_OF_A_MACHINE)
+    machines = f"1x{request.devices // cards}x{cards}"
+    topology = get_topology_desc("", "cuda", target_config=description, topology=machines)
+    return make_mesh(request.mesh, topology.devices)
 
 
 def _update(config: Config, mesh: Any) -> Any:
@@ -143,11 +147,17 @@ def _update(config: Config, mesh: Any) -> Any:
     return step.trace(state, batch, state.step)  # pyright: ignore[reportFunctionMemberAccess]
 
 
-def state_bytes(config: Config) -> int:
-    """What training holds between updates, on each device."""
+def state_bytes(config: Config, devices: int = 1, mesh: str | None = None) -> int:
+    """What training holds between updates, on each device of a mesh."""
     import jax
+    from jax.sharding import AbstractMesh
 
-    return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(_optimizer_and_state(config)[1]))
+    from tinygpt_jax.training.sharding import in_parts
+
+    axes, state = mesh_axes(mesh, devices), _optimizer_and_state(config)[1]
+    parts = in_parts(state, AbstractMesh(tuple(axes.values()), tuple(axes)))  # pyright: ignore[reportArgumentType]
+    held = jax.tree.map(lambda x, part: math.prod(part.shard_shape(x.shape)) * x.dtype.itemsize, state, parts)
+    return sum(jax.tree.leaves(held))
 
 
 def _optimizer_and_state(config: Config) -> tuple[Any, Any]:

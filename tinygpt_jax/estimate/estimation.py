@@ -2,13 +2,15 @@
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
-from tinygpt_jax.cards import card
+from tinygpt_jax.cards import CARDS_OF_A_MACHINE, card
 from tinygpt_jax.config import Config
 from tinygpt_jax.estimate.compiling import Compiled, Request, compile_for
 from tinygpt_jax.estimate.program import read_program
-from tinygpt_jax.estimate.roofline import LAUNCH_SECONDS, NOTHING, Part, by_part
+from tinygpt_jax.estimate.roofline import LAUNCH_SECONDS, NOTHING, NOTHING_SENT, Part, Sent, by_kind, by_part
 from tinygpt_jax.estimate.traffic import kernels_and_exchanges
+from tinygpt_jax.mesh import mesh_axes
 
 JAX_SHARE = 0.75  # of a card's memory, that JAX takes if nothing else is said
 
@@ -19,24 +21,34 @@ class Estimate:
 
     held_bytes: int  # the state and a batch; of decoding, the weights and the cache
     most_bytes: int  # with the working memory
-    parts: dict[str, Part]
-    sent_bytes: float  # to other devices
+    parts: dict[str, Part]  # of the kernels
+    sent: dict[str, Sent]  # by the kind of exchange
     compile_seconds: float
 
     @property
     def total(self) -> Part:
-        """All parts together."""
+        """All kernels together."""
         return sum(self.parts.values(), NOTHING)
 
     @property
+    def total_sent(self) -> Sent:
+        """All exchanges together."""
+        return sum(self.sent.values(), NOTHING_SENT)
+
+    @property
     def seconds(self) -> float:
-        """At best, if launching kernels costs nothing."""
-        return self.total.seconds
+        """At best, if launching kernels costs nothing, and kernels wait while devices exchange."""
+        return self.total.seconds + self.total_sent.seconds
 
     @property
     def seconds_with_launches(self) -> float:
         """At best, if each launch costs its usual time."""
-        return self.seconds + LAUNCH_SECONDS * self.total.kernels
+        return self.seconds + LAUNCH_SECONDS * (self.total.kernels + self.total_sent.times)
+
+    @property
+    def seconds_overlapped(self) -> float:
+        """At best, if no kernel ever waits for an exchange, as long as there are others to run."""
+        return max(self.total.seconds, self.total_sent.seconds)
 
 
 def estimate(request: Request) -> Estimate:
@@ -51,8 +63,8 @@ def account(compiled: Compiled, request: Request) -> Estimate:
     return Estimate(
         compiled.arguments_bytes,
         compiled.most_bytes,
-        by_part(kernels, exchanges, card(request.card), "choosing the token" if decodes else "optimizer"),
-        sum(exchange.sent * exchange.times for exchange in exchanges),
+        by_part(kernels, card(request.card), "choosing the token" if decodes else "optimizer"),
+        by_kind(exchanges, card(request.card)),
         compiled.seconds,
     )
 
@@ -75,16 +87,17 @@ def first_that_fits(
     Returns:
         The flags, and the estimate with them; None if no change helps.
     """
-    for flags, config in changes(Config.from_json(request.config), request.devices):
-        found = estimate(replace(request, config=config.to_json()))
+    for flags, changed in changes(request):
+        found = estimate(changed)
         tell(f"{flags}: {found.most_bytes / 2**30:,.1f} GiB at most")
         if found.most_bytes <= limit:
             return flags, found
     return None
 
 
-def changes(config: Config, devices: int) -> Iterator[tuple[str, Config]]:
+def changes(request: Request) -> Iterator[tuple[str, Request]]:
     """What to try, the cheapest to live with first: the same update in less memory, then with fewer rows."""
+    config, devices = Config.from_json(request.config), request.devices
     training = config.training
     share = training.batch_size // devices
     pieces = [n for n in (2, 4, 8, 16, 32, 64) if share % n == 0 and n > training.gradient_accumulation]
@@ -95,9 +108,18 @@ def changes(config: Config, devices: int) -> Iterator[tuple[str, Config]]:
             (f"--remat --gradient-accumulation {pieces[-1]}", {"remat": True, "gradient_accumulation": pieces[-1]})
         )
     batch = training.batch_size
+    fewer = []
     while batch % 2 == 0 and batch // 2 >= devices:
         batch //= 2
         smaller = {"batch_size": batch, "gradient_accumulation": 1, "remat": True}
-        tries.append((f"--batch-size {batch} --remat", smaller))
-    for flags, settings in tries:
-        yield flags, replace(config, training=replace(training, **settings))
+        fewer.append((f"--batch-size {batch} --remat", smaller))
+
+    def changed(settings: dict[str, Any], mesh: str | None = request.mesh) -> Request:
+        config_changed = replace(config, training=replace(training, **settings))
+        return replace(request, config=config_changed.to_json(), mesh=mesh)
+
+    yield from ((flags, changed(settings)) for flags, settings in tries)
+    if devices > 1 and mesh_axes(request.mesh, devices)["fsdp"] == 1:
+        cut = f"fsdp={min(devices, CARDS_OF_A_MACHINE)}"
+        yield f"--mesh {cut} --remat", changed({"remat": True}, cut)
+    yield from ((flags, changed(settings)) for flags, settings in fewer)

@@ -19,6 +19,7 @@ _CALLED = re.compile(
     r"(?:calls|to_apply|body|true_computation|false_computation)=%?([\w.\-]+)|branch_computations=\{([^}]*)\}"
 )
 _ALIASES = re.compile(r"\{(\d+)\}: \((\d+), \{\}, may-alias\)")
+_DEVICES = re.compile(r"num_partitions=(\d+)")
 _ROUNDS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
 
 
@@ -96,6 +97,7 @@ class Program:
     computations: dict[str, Computation]
     entry: str
     aliases: dict[int, int]  # number of a result -> number of the parameter whose memory it takes over
+    devices: int = 1  # that run it together
 
     def inside(self, instruction: Instruction) -> list[Instruction]:
         """All instructions of the computations that it calls, and of those that they call."""
@@ -130,7 +132,8 @@ def read_program(text: str) -> Program:
     if not entry:
         raise ValueError("this is no compiled program: it has no ENTRY")
     aliases = {int(result): int(parameter) for result, parameter in _ALIASES.findall(header)}
-    return Program(computations, entry, aliases)
+    devices = _DEVICES.search(header)
+    return Program(computations, entry, aliases, int(devices[1]) if devices else 1)
 
 
 def root(computation: Computation) -> Instruction:

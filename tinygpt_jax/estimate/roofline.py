@@ -8,12 +8,12 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from tinygpt_jax.cards import Card
-from tinygpt_jax.estimate.traffic import Exchange, Kernel
+from tinygpt_jax.cards import NETWORK_RATE, Card
+from tinygpt_jax.estimate.exchanges import Exchange
+from tinygpt_jax.estimate.traffic import Kernel
 
 MEMORY_SHARE, PRODUCT_SHARE = 0.85, 0.7
 LAUNCH_SECONDS = 1.5e-6  # of each kernel, unless they are launched together as a CUDA graph
-EXCHANGED = "exchange between devices"
 
 # Where a kernel belongs, by the modules and functions in its `op_name`; the first that fits. A kernel that XLA fused of
 # several operations is named after its last.
@@ -49,6 +49,27 @@ class Part:
 NOTHING = Part(0, 0.0, 0.0, 0.0)
 
 
+@dataclass(frozen=True)
+class Sent:
+    """What a device sends in exchanges of one kind."""
+
+    times: int
+    bytes: float  # to all others
+    between_machines: float  # bytes of them that go to other machines
+    seconds: float  # at best
+
+    def __add__(self, other: "Sent") -> "Sent":
+        return Sent(
+            self.times + other.times,
+            self.bytes + other.bytes,
+            self.between_machines + other.between_machines,
+            self.seconds + other.seconds,
+        )
+
+
+NOTHING_SENT = Sent(0, 0.0, 0.0, 0.0)
+
+
 def kernel_seconds(kernel: Kernel, card: Card) -> float:
     """Of one launch, without what the launch costs."""
     peak = card.bfloat16_flops if kernel.dtype in ("bf16", "f16") else card.float32_flops
@@ -56,20 +77,28 @@ def kernel_seconds(kernel: Kernel, card: Card) -> float:
 
 
 def exchange_seconds(exchange: Exchange, card: Card) -> float:
-    """Of one collective operation whose every device sends at 85 % of the links' rate."""
-    return exchange.sent / (MEMORY_SHARE * card.exchange_rate)
+    """Of one collective operation whose every device sends at 85 % of the rate of its links, and of its network."""
+    between = exchange.sent_between_machines
+    return max((exchange.sent - between) / card.exchange_rate, between / NETWORK_RATE) / MEMORY_SHARE
 
 
-def by_part(kernels: Sequence[Kernel], exchanges: Sequence[Exchange], card: Card, rest: str) -> dict[str, Part]:
-    """Where the time goes, the longest first. `rest` is the name of what belongs to no module."""
+def by_kind(exchanges: Sequence[Exchange], card: Card) -> dict[str, Sent]:
+    """What each device sends, by the kind of the operation."""
+    found: dict[str, Sent] = {}
+    for exchange in exchanges:
+        times, seconds = exchange.times, exchange_seconds(exchange, card)
+        sent = Sent(times, exchange.sent * times, exchange.sent_between_machines * times, seconds * times)
+        found[exchange.kind] = found.get(exchange.kind, NOTHING_SENT) + sent
+    return found
+
+
+def by_part(kernels: Sequence[Kernel], card: Card, rest: str) -> dict[str, Part]:
+    """Where the time of the kernels goes, the longest first. `rest` is the name of what belongs to no module."""
     parts: dict[str, Part] = {}
     for kernel in kernels:
         name, times = part_of(kernel.instruction.op_name, rest), kernel.times
         seconds = kernel_seconds(kernel, card) * times
         parts[name] = parts.get(name, NOTHING) + Part(times, kernel.bytes * times, kernel.flops * times, seconds)
-    for exchange in exchanges:
-        seconds = exchange_seconds(exchange, card) * exchange.times
-        parts[EXCHANGED] = parts.get(EXCHANGED, NOTHING) + Part(exchange.times, 0.0, 0.0, seconds)
     return dict(sorted(parts.items(), key=lambda part: -part[1].seconds))
 
 

@@ -4,11 +4,12 @@ import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
-from tinygpt_jax.cards import Card, card
+from tinygpt_jax.cards import CARDS_OF_A_MACHINE, Card, card
 from tinygpt_jax.config import Config
 from tinygpt_jax.estimate.compiling import Request, state_bytes
 from tinygpt_jax.estimate.estimation import JAX_SHARE, Estimate, room
 from tinygpt_jax.estimate.roofline import LAUNCH_SECONDS
+from tinygpt_jax.mesh import mesh_axes
 from tinygpt_jax.terminal import duration
 
 
@@ -30,6 +31,7 @@ def summary(request: Request, found: Estimate | None, remedy: tuple[str, Estimat
     document: dict[str, Any] = {
         "gpu": request.card,
         "devices": request.devices,
+        "mesh": mesh_axes(request.mesh, request.devices),
         "what": "train" if trains else "generate",
         "rows": config.training.batch_size if trains else request.rows,
         "context_length": config.model.context_length,
@@ -41,15 +43,22 @@ def summary(request: Request, found: Estimate | None, remedy: tuple[str, Estimat
         "compiled": found is not None,
     }
     if found is None:  # here, not above: where the compiler is, JAX would complain that there is no driver
-        document["memory"]["held"] = state_bytes(config) if trains else 4 * weights
+        held = state_bytes(config, request.devices, request.mesh) if trains else 4 * weights
+        document["memory"]["held"] = held
         return document
     document["memory"] |= {"held": found.held_bytes, "most": found.most_bytes}
     document["fits"] = found.most_bytes <= room(request.card)
     document["remedy"] = remedy and {"flags": remedy[0], "most": remedy[1].most_bytes, "seconds": remedy[1].seconds}
     document["parts"] = {name: dataclasses.asdict(part) for name, part in found.parts.items()}
     document["total"] = dataclasses.asdict(found.total)
-    document["sent_bytes"] = found.sent_bytes
-    for name, seconds in {"best": found.seconds, "with_launches": found.seconds_with_launches}.items():
+    document["sent"] = {kind: dataclasses.asdict(sent) for kind, sent in found.sent.items()}
+    document["total_sent"] = dataclasses.asdict(found.total_sent)
+    speeds = {
+        "best": found.seconds,
+        "with_launches": found.seconds_with_launches,
+        "overlapped": found.seconds_overlapped,
+    }
+    for name, seconds in speeds.items():
         share = flops * tokens / seconds / peak
         document[name] = {"seconds": seconds, "tokens_per_second": tokens / seconds, "share_of_peak": share}
     return document
@@ -58,7 +67,9 @@ def summary(request: Request, found: Estimate | None, remedy: tuple[str, Estimat
 def page(document: dict[str, Any]) -> Iterator[str]:
     """The lines of a page that says what a `summary` holds."""
     trains, compiled, memory = document["what"] == "train", document["compiled"], document["memory"]
-    cards = f"{document['devices']} x {card(document['gpu']).name}"
+    devices, cards = document["devices"], f"{document['devices']} x {card(document['gpu']).name}"
+    cards += f" in {devices // CARDS_OF_A_MACHINE} machines" if devices > CARDS_OF_A_MACHINE else ""
+    cards += f" ({', '.join(f'{axis}={n}' for axis, n in document['mesh'].items())})" if devices > 1 else ""
     doing = "training" if trains else "generating"
     yield f"{doing}, preset {document['preset']}, on {cards}: " + (
         "compiled for it and estimated, not run" if compiled else f"not compiled; {document['problem']}"
@@ -73,6 +84,9 @@ def page(document: dict[str, Any]) -> Iterator[str]:
     if compiled:
         yield from _parts(document, "an update" if trains else "a token of each text")
         yield ""
+        if document["sent"]:
+            yield from _sent(document)
+            yield ""
     yield from _speed(document)
 
 
@@ -105,8 +119,13 @@ def _parts(document: dict[str, Any], what: str) -> Iterator[str]:
     for name, part in (document["parts"] | {"all": document["total"]}).items():
         gigabytes, tera, milliseconds = part["bytes"] / 1e9, part["flops"] / 1e12, part["seconds"] * 1e3
         yield f"{name:<34}{part['kernels']:>8,}{gigabytes:>10.3f}{tera:>10.3f}{milliseconds:>12.3f}"
-    if document["sent_bytes"]:
-        yield f"each device sends {document['sent_bytes'] / 1e6:,.1f} MB to the others"
+
+
+def _sent(document: dict[str, Any]) -> Iterator[str]:
+    yield f"{'each device sends in':<34}{'times':>8}{'GB':>10}{'to others':>10}{'ms':>12}"
+    for kind, sent in (document["sent"] | {"all": document["total_sent"]}).items():
+        gigabytes, between, milliseconds = sent["bytes"] / 1e9, sent["between_machines"] / 1e9, sent["seconds"] * 1e3
+        yield f"{kind:<34}{sent['times']:>8,}{gigabytes:>10.3f}{between:>10.3f}{milliseconds:>12.3f}"
 
 
 def _speed(document: dict[str, Any]) -> Iterator[str]:
@@ -121,6 +140,9 @@ def _speed(document: dict[str, Any]) -> Iterator[str]:
             f"at best {best['tokens_per_second']:,.0f} tokens/s, {best['share_of_peak']:.0%} of peak; "
             f"{launched['tokens_per_second']:,.0f} if each kernel takes {LAUNCH_SECONDS * 1e6:.1f} µs to start"
         )
+        if document["sent"]:
+            overlapped = document["overlapped"]["tokens_per_second"]
+            yield f"without waiting for any exchange it would be {overlapped:,.0f} tokens/s"
         yield limit
     if run := document.get("run"):
         seconds = document["with_launches" if document["compiled"] else "at_peak"]["seconds"]

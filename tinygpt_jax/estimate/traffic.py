@@ -6,13 +6,13 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
+from tinygpt_jax.estimate.exchanges import KINDS, Exchange, exchange
 from tinygpt_jax.estimate.program import Computation, Instruction, Program, root
 
 # Nothing runs for these: they name, group or look at memory in another way.
 _NO_KERNEL = frozenset(
     "parameter get-tuple-element tuple bitcast constant after-all partition-id replica-id opt-barrier iota".split()
 )
-_EXCHANGES = frozenset("all-reduce all-gather reduce-scatter all-to-all collective-permute".split())
 # Of these a result's element may need any element of the operands, so that all of them are read.
 _READS_ALL = frozenset(
     "tuple reduce dot scatter reduce-window sort concatenate pad fusion call custom-call convolution".split()
@@ -28,22 +28,6 @@ class Kernel:
     flops: float  # of the products in it; other arithmetic is not counted
     dtype: str  # of what the products multiply
     times: int  # launches in a run of the program, with one round of a loop whose rounds are not known
-
-
-@dataclass(frozen=True)
-class Exchange:
-    """One collective operation."""
-
-    instruction: Instruction
-    kind: str  # all-reduce, all-gather, ...
-    bytes: int  # of the larger of what goes in and what comes out, on each device
-    devices: int  # that take part
-    times: int
-
-    @property
-    def sent(self) -> float:
-        """Bytes that each device sends if they pass parts around in a ring."""
-        return (2 if self.kind == "all-reduce" else 1) * self.bytes * (self.devices - 1) / max(1, self.devices)
 
 
 def kernels_and_exchanges(
@@ -71,7 +55,6 @@ def _walk(program: Program, name: str, times: int) -> Iterator[Kernel | Exchange
     computation = program.computations[name]
     for instruction in computation.values():
         opcode = instruction.opcode
-        kind = opcode.removesuffix("-start")
         if opcode in _NO_KERNEL or opcode.endswith(("-done", "-update")):
             continue
         if opcode == "while":
@@ -81,32 +64,12 @@ def _walk(program: Program, name: str, times: int) -> Iterator[Kernel | Exchange
             yield from max(branches, key=lambda found: sum(x.bytes * x.times for x in found))
         elif opcode in ("call", "async-start"):
             yield from _walk(program, instruction.called[0], times)
-        elif kind in _EXCHANGES:
-            yield _exchange(instruction, kind, computation, times)
+        elif opcode.removesuffix("-start") in KINDS:
+            yield exchange(instruction, computation, times, program.devices)
         else:
             moved = _bytes_moved(program, computation, instruction)
             flops, dtype = _product_flops(program, computation, instruction)
             yield Kernel(instruction, moved, flops, dtype, times)
-
-
-def _exchange(instruction: Instruction, kind: str, computation: Computation, times: int) -> Exchange:
-    given = sum(computation[name].bytes for name in instruction.operands)
-    received = instruction.bytes
-    if len(instruction.result) > len(instruction.operands):  # some asynchronous starts give back their operands too
-        received -= given
-    return Exchange(instruction, kind, max(given, received), _group_size(instruction), times)
-
-
-def _group_size(instruction: Instruction) -> int:
-    """How many devices exchange with each other. XLA writes it in one of three ways."""
-    text = instruction.attributes.partition("replica_groups=")[2]
-    if axes := re.match(r"mesh\[([^\]]*)\] \{([^}]*)\}", text):  # mesh['data'=8,'model'=2] {'data'}
-        sizes = dict(re.findall(r"'([^']*)'=(\d+)", axes[1]))
-        return math.prod(int(sizes[name]) for name in re.findall(r"'([^']*)'", axes[2]))
-    if counted := re.match(r"\[\d+,(\d+)\]", text):  # [groups,devices]<=[all]
-        return int(counted[1])
-    listed = re.match(r"\{\{([\d,]+)\}", text)  # {{0,1,2,3},{4,5,6,7}}
-    return len(listed[1].split(",")) if listed else 1
 
 
 def _bytes_moved(program: Program, computation: Computation, instruction: Instruction) -> float:

@@ -5,8 +5,6 @@ numbers; along `fsdp` each holds a part of every large array, gathers the rest w
 part of the gradient (Rajbhandari et al. 2020, ZeRO; Zhao et al. 2023, FSDP). XLA puts the exchanges in.
 """
 
-import math
-import re
 from typing import Any
 
 import jax
@@ -14,7 +12,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from tinygpt_jax.data.batches import Batch
-from tinygpt_jax.errors import UsageError
+from tinygpt_jax.mesh import mesh_axes
 
 # Smaller arrays, such as biases, are whole on each device: an exchange costs more than their memory.
 _LEAST_CUT = 2**14
@@ -24,30 +22,12 @@ def make_mesh(described: str | None = None, devices: Any = None) -> Mesh:
     """The devices, those of a process side by side, on the axes data and fsdp.
 
     Args:
-        described: for example `data=4,fsdp=2`, or one of them; the other takes what is left (default: all on data).
+        described: as `mesh_axes` takes it, and refuses it.
         devices: those to use (default: all of all processes).
-
-    Raises:
-        UsageError: the description is another, or does not come out at the number of devices.
     """
     devices = sorted(devices or jax.devices(), key=lambda device: (device.process_index, device.id))
-    axes = _axes(described, len(devices))
+    axes = mesh_axes(described, len(devices))
     return Mesh(np.array(devices).reshape(tuple(axes.values())), tuple(axes), axis_types=(AxisType.Auto,) * 2)
-
-
-def _axes(described: str | None, devices: int) -> dict[str, int]:
-    sizes: dict[str, int] = {}
-    for part in (described or f"data={devices}").split(","):
-        axis = re.fullmatch(r"(data|fsdp)=([1-9]\d{0,8})", part.strip(), re.ASCII)
-        if axis is None or axis[1] in sizes:
-            raise UsageError(f"mesh {described}: give how many devices as data=4,fsdp=2, or one of the two")
-        sizes[axis[1]] = int(axis[2])
-    left = devices // math.prod(sizes.values())
-    axes = {axis: sizes.get(axis, left) for axis in ("data", "fsdp")}
-    if math.prod(axes.values()) != devices:
-        there = "there is 1 device" if devices == 1 else f"there are {devices} devices"
-        raise UsageError(f"mesh {described}: {there}, which data x fsdp must come out at")
-    return axes
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
