@@ -101,10 +101,9 @@ def parse(argv: Sequence[str] | None = None) -> Arguments:
     argv = sys.argv[1:] if argv is None else argv
     start = cli.parse(Start, argv, others=True)
     card(start.gpu)
-    machine = CARDS_OF_A_MACHINE
-    whole = 1 <= start.devices <= machine or start.devices % machine == 0
-    advice = f"must be 1 to {machine}, the cards of one machine, or {machine} for each of up to {_MOST_DEVICES // machine}"
-    require(whole and start.devices <= _MOST_DEVICES, "devices", start.devices, advice)
+    count, machine = start.devices, CARDS_OF_A_MACHINE
+    advice = f"must be 1 to {machine}, the cards of one machine, or a multiple of them up to {_MOST_DEVICES}"
+    require(1 <= count <= _MOST_DEVICES and (count <= machine or count % machine == 0), "devices", count, advice)
     mesh_axes(start.mesh, start.devices)
     require(1 <= start.rows <= 2**16, "rows", start.rows, "must be at least 1 and at most 65536")
     alone = start.what == "train" or start.devices == 1

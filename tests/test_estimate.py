@@ -15,6 +15,7 @@ import pytest
 
 from experiments import presets
 from tinygpt_jax.cards import CARDS, card, cards_of_kind
+from tinygpt_jax.config import Config
 from tinygpt_jax.errors import UsageError, UserError
 from tinygpt_jax.estimate import compiling, estimation
 from tinygpt_jax.estimate.compiling import Compiled, Request, compile_for, state_bytes
@@ -149,7 +150,7 @@ def estimated(request, seen):
     training = json.loads(request.config)["training"]
     seen.append(training)
     rows = training["batch_size"] // request.devices // training["gradient_accumulation"]
-    return Estimate(0, rows * GIB // (4 if training["remat"] else 1), {"all": Part(1, 1.0, 1.0, 1.0)}, 0.0, 0.0)
+    return Estimate(0, rows * GIB // (4 if training["remat"] else 1), {"all": Part(1, 1.0, 1.0, 1.0)}, {}, 0.0)
 
 
 @pytest.mark.parametrize(
@@ -173,8 +174,31 @@ def test_the_first_change_that_fits(monkeypatch, limit, flags):
 def test_changes_keep_to_what_a_run_can_have():
     config = presets.get("tinystories").config
     training = dataclasses.replace(config.training, batch_size=6, remat=True, gradient_accumulation=2)
-    found = dict(changes(dataclasses.replace(config, training=training), devices=1))
+    request = Request("t4", dataclasses.replace(config, training=training).to_json())
+    found = dict(changes(request))
     assert list(found) == ["--batch-size 3 --remat"]  # six rows divide in no more than two, by halves
+
+
+def test_a_state_in_parts_is_tried_before_fewer_rows():
+    found = dict(changes(dataclasses.replace(MANY_ROWS, devices=64)))
+    names = list(found)
+    place = names.index("--mesh fsdp=8 --remat")
+    assert names[place + 1].startswith("--batch-size 128") and names[place - 1].startswith("--remat --gradient")
+    changed = found["--mesh fsdp=8 --remat"]
+    assert changed.mesh == "fsdp=8" and Config.from_json(changed.config).training.remat
+    cut_already = dataclasses.replace(MANY_ROWS, devices=8, mesh="fsdp=4")
+    assert not [flags for flags in dict(changes(cut_already)) if "mesh" in flags]
+    assert {request.mesh for request in dict(changes(cut_already)).values()} == {"fsdp=4"}
+
+
+def test_a_state_in_parts_takes_a_part_of_the_memory():
+    """All but the vectors, and matrices of which no axis divides: over 512 devices, those that have none of 3072."""
+    config = presets.get("tinystories").config
+    whole = state_bytes(config)
+    assert state_bytes(config, 64, "data=64") == whole
+    assert whole / 8 < state_bytes(config, 64, "fsdp=8") < 1.01 * whole / 8
+    left_whole = 12 * (50_257 * 768 + config.model.n_layers * 4 * 768**2)
+    assert state_bytes(config, 512, "fsdp=512") == pytest.approx(left_whole, rel=0.01)
 
 
 @pytest.fixture
@@ -242,5 +266,9 @@ def test_flops_of_a_kernel_written_by_hand():
 
 def test_all_that_runs_is_counted():
     found = account(Compiled(TEXT, 1, 2, {}, 0.0), Request("h100", ""))
-    assert found.total.kernels == 5 + 30 + 1 + 1 + 1 + 3  # fusions and calls, loops, a branch, a copy, exchanges
-    assert found.sent_bytes == 2 * 400 * 3 / 4 + 3200 * 7 / 8 + 400 / 2
+    assert found.total.kernels == 5 + 30 + 1 + 1 + 1  # fusions and calls, loops, a branch, a copy
+    sent = found.total_sent
+    assert (sent.times, sent.bytes) == (3, 2 * 400 * 3 / 4 + 3200 * 7 / 8 + 400 / 2)
+    assert found.seconds == pytest.approx(found.total.seconds + sent.seconds) and sent.seconds > 0
+    assert found.seconds_overlapped == max(found.total.seconds, sent.seconds)
+    assert found.seconds_with_launches == pytest.approx(found.seconds + 1.5e-6 * (38 + 3))

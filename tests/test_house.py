@@ -20,6 +20,7 @@ FOUNDATIONS = {
     "config": {"errors"},
     "files": {"errors"},
     "cards": {"errors"},
+    "mesh": {"errors"},
     "functional": set(),
     "fused.products": {"functional"},
     "rows": set(),

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from pathlib import Path
 
 import pytest
 
@@ -10,6 +11,7 @@ from tinygpt_jax.cards import CARDS
 from tinygpt_jax.devices import USE_THE_GPU
 from tinygpt_jax.errors import UsageError
 from tinygpt_jax.estimate import compiling, estimation
+from tinygpt_jax.estimate.compiling import Compiled
 from tinygpt_jax.estimate.estimation import Estimate
 from tinygpt_jax.estimate.roofline import LAUNCH_SECONDS, Part
 from tinygpt_jax.estimate.summary import page
@@ -52,6 +54,43 @@ def test_an_update_from_the_flags_to_the_page(here, capsys):
         assert words in shown
 
 
+def test_a_mesh_of_many_devices_from_the_flags_to_the_page(here, monkeypatch, capsys):
+    """What each sends is of a text that tells of 64 devices: this process has one."""
+    text = (Path(__file__).parent / "fixtures" / "program.hlo").read_text()
+    text = text.replace("replica_groups=[1,8]<=[8]", "replica_groups=[8,8]<=[8,8]T(1,0)")  # one card of each machine
+    monkeypatch.setattr(estimation, "compile_for", lambda request: Compiled(text, GIB, 2 * GIB, {}, 1.0))
+    flags = [*SMALL, "--devices", "64", "--batch-size", "64", "--mesh", "data=8,fsdp=8"]
+    plan.main([*flags, "--json"])
+    document = json.loads(capsys.readouterr().out)
+    assert document["mesh"] == {"data": 8, "fsdp": 8}
+    gathered, sent = document["sent"]["all-gather"], document["total_sent"]
+    assert gathered["between_machines"] == gathered["bytes"] == sent["between_machines"] == 3200 * 7 / 8
+    assert document["best"]["seconds"] == pytest.approx(document["total"]["seconds"] + sent["seconds"])
+    assert document["overlapped"]["seconds"] == max(document["total"]["seconds"], sent["seconds"])
+    shown = "\n".join(page(document))
+    assert shown.startswith("training, preset tinystories, on 64 x H100 in 8 machines (data=8, fsdp=8): compiled for")
+    for words in ("each device sends in ", "all-reduce ", "all-gather ", "reduce-scatter ", "without waiting for any"):
+        assert words in shown
+
+
+def test_a_state_that_fits_in_more_parts_only_is_said_at_once(capsys):
+    seven_billion = "--n-layers 32 --d-model 4096 --n-heads 32 --d-ff 16384 --batch-size 64".split()
+
+    def said(*flags):
+        plan.main([*seven_billion, *flags, "--json"])
+        document = json.loads(capsys.readouterr().out)
+        assert not document["compiled"]
+        return document["problem"], document["memory"]["held"]
+
+    problem, held = said("--devices", "8")
+    assert problem == "its state alone, 74.3 GiB on each device, does not fit: cut it with --mesh fsdp=2"
+    assert held / GIB == pytest.approx(74.3, abs=0.1)
+    problem, held = said("--devices", "8", "--mesh", "fsdp=2", "--gpu", "l4")
+    assert problem.startswith("its state alone, 37.2 GiB on each device, does not fit: cut it with --mesh fsdp=8")
+    assert held / GIB == pytest.approx(37.2, abs=0.1)
+    assert said()[0] == "its state alone, 74.3 GiB, does not fit: take fewer --n-layers, or less --d-model"
+
+
 def test_decoding_from_the_flags_to_the_page(here, capsys):
     plan.main(["--what", "generate", "--rows", "3", *SMALL])
     shown = capsys.readouterr().out
@@ -75,7 +114,11 @@ def test_without_the_compiler_what_needs_none_is_said(without_compiler, capsys):
     [
         (["--gpu", "gtx1080"], "unknown GPU 'gtx1080'; there are: b200, h200, h100"),
         (["--preset", "huge"], "unknown preset 'huge'"),
-        (["--devices", "0"], "devices 0: must be 1 to 8"),
+        (["--devices", "0"], "devices 0: must be 1 to 8, the cards of one machine, or a multiple of them up to 512"),
+        (["--devices", "12"], "devices 12: must be"),
+        (["--devices", "1024"], "devices 1024: must be"),
+        (["--devices", "8", "--mesh", "data=3"], "mesh data=3: there are 8 devices, which data x fsdp must come out"),
+        (["--devices", "64"], "batch_size 32: must be a multiple of gradient_accumulation 1 x 64 devices"),
         (["--rows", "0"], "rows 0: must be at least 1"),
         (["--gpus", "2"], "--gpus"),
     ],
@@ -100,7 +143,7 @@ def test_how_long_a_run_is(tmp_path):
 
 
 def test_what_does_not_fit_is_told_with_its_remedy(monkeypatch, capsys):
-    large, small = (Estimate(1, size * GIB, {"all": Part(1, 1.0, 1.0, 1.0)}, 0.0, 0.0) for size in (70, 40))
+    large, small = (Estimate(1, size * GIB, {"all": Part(1, 1.0, 1.0, 1.0)}, {}, 0.0) for size in (70, 40))
     monkeypatch.setattr(plan, "estimate", lambda request: large)
     monkeypatch.setattr(plan, "first_that_fits", lambda request, limit, tell: ("--remat", small))
     plan.main(SMALL)

@@ -96,7 +96,9 @@ def row(config: Config, devices: int, mesh: str) -> list[str]:
 
 
 def _measures(found: Estimate) -> list[str]:
-    sent = [found.sent[kind].bytes if kind in found.sent else 0 for kind in ("all-reduce", "all-gather", "reduce-scatter")]
+    sent = [
+        found.sent[kind].bytes if kind in found.sent else 0 for kind in ("all-reduce", "all-gather", "reduce-scatter")
+    ]
     computing, exchanging = found.total.seconds, found.total_sent.seconds
     return [
         *(f"{size / 2**30:.1f}" for size in (found.held_bytes, found.most_bytes)),

@@ -78,8 +78,8 @@ def _first_group(attributes: str, devices: int) -> tuple[int, ...]:
         names, together = list(sizes), re.findall(r"'(\w+)'", mesh[4])
         place = [names.index(name) for name in [*(name for name in names if name not in together), *together]]
         first = _numbers(list(sizes.values()), place)[: math.prod(sizes[name] for name in together)]
-        there = _in_order(mesh[2], mesh[3]) if mesh[2] else range(devices)
-        return tuple(there[place] for place in first)
+        there = _in_order(mesh[2], mesh[3]) if mesh[2] else None
+        return tuple(there[place] if there else place for place in first)
     raise UserError(f"cannot read in the compiled program which devices exchange with each other: {text[:80]}")
 
 

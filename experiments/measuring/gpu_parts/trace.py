@@ -120,7 +120,8 @@ def beside_the_estimate(measured: Table, program: str, by_hand: Mapping[str, flo
         by_hand: FLOP of a launch of each Pallas kernel.
         card: which.
     """
-    estimated = roofline.by_part(*kernels_and_exchanges(read_program(program), by_hand), card, _REST)
+    kernels, _ = kernels_and_exchanges(read_program(program), by_hand)
+    estimated = roofline.by_part(kernels, card, _REST)
     table: Table = {
         part: {
             "measured, ms": measured[part]["ms/update"] if part in measured else 0.0,
