@@ -39,6 +39,7 @@ def shallow(batch_size: int = ROWS, n_layers: int = 2) -> Config:
 
 UPDATE = Request("h100", shallow().to_json())
 EIGHT_DEVICES = Request("h100", shallow(8 * ROWS).to_json(), devices=8)
+IN_PARTS = {mesh: dataclasses.replace(EIGHT_DEVICES, mesh=mesh) for mesh in ("fsdp=8", "data=2,fsdp=4")}
 DECODING = Request("h100", shallow().to_json(), rows=1)
 
 
@@ -155,6 +156,35 @@ def test_eight_devices_exchange_each_gradient_once_in_float32():
     assert {array.dtype for exchange in exchanges for array in exchange.instruction.result} <= {"f32", "s32"}
     gradients = sum(prod(leaf.shape) for leaf in jax.tree.leaves(abstract_params(shallow().model)))
     assert sum(exchange.bytes for exchange in exchanges) < 1.02 * 4 * gradients
+
+
+@pytest.mark.parametrize("mesh", IN_PARTS)
+def test_eight_devices_with_parts_of_the_state_exchange_parameters_and_gradients_alone(mesh):
+    """Nothing of a batch: its hidden states would be 50 MB in bfloat16, and a device's share of them 6."""
+    _, _, exchanges = read(IN_PARTS[mesh])
+    found = {kind: sum(x.bytes * x.times for x in exchanges if x.kind == kind) for kind in {x.kind for x in exchanges}}
+    parameters = sum(prod(leaf.shape) for leaf in jax.tree.leaves(abstract_params(shallow().model)))
+    table = VOCABULARY * WIDTH
+    small = 10**6  # vectors, and the padding of the head
+    # The table whole in float32 for the lookup; in bfloat16 once for the head, and all of the blocks on the way there
+    # and on the way back.
+    assert found.pop("all-gather") < 4 * table + 2 * table + 2 * 2 * (parameters - table) + small
+    # Each gradient once, but of the tied table both, the head's and the lookup's.
+    assert found.pop("reduce-scatter") < 4 * (parameters + table) + small
+    # Along the other axis what is left of each gradient.
+    assert found.pop("all-reduce") < (4 * parameters / 4 if mesh == "data=2,fsdp=4" else 0) + small
+    assert found == {}
+    reduced = {array.dtype for x in exchanges if x.kind != "all-gather" for array in x.instruction.result}
+    assert reduced <= {"f32", "s32"}
+    gathered = [array for x in exchanges if x.kind == "all-gather" for array in x.instruction.result]
+    assert {array.dtype for array in gathered if VOCABULARY not in array.dims} == {"bf16"}
+
+
+def test_each_of_eight_devices_holds_an_eighth_of_the_state():
+    request = IN_PARTS["fsdp=8"]
+    config, held = Config.from_json(request.config), compiled(request).arguments_bytes
+    assert held == pytest.approx(state_bytes(config, 8, request.mesh), rel=1e-3)
+    assert held < 1.05 * state_bytes(config) / 8
 
 
 def test_eight_devices_do_no_more_work_each_than_one_with_its_share():
