@@ -1,5 +1,6 @@
 """What devices exchange: read from a program's text, and of the update that is compiled here for four."""
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -13,7 +14,8 @@ from tinygpt_jax.cards import card
 from tinygpt_jax.errors import UserError
 from tinygpt_jax.estimate.exchanges import Exchange, exchange
 from tinygpt_jax.estimate.program import Array, Instruction
-from tinygpt_jax.estimate.roofline import by_kind, exchange_seconds
+from tinygpt_jax.estimate.roofline import by_kind, exchange_seconds, waiting_seconds
+from tinygpt_jax.estimate.traffic import Kernel, Wait
 
 GIVEN = Instruction("x", "parameter", (Array("f32", (100,)),), (), "", False)
 
@@ -86,6 +88,33 @@ def test_exchanges_of_a_kind_are_added_up():
     sent = found["all-reduce"]
     assert (sent.times, sent.bytes, sent.between_machines) == (6, 6 * 400, 3 * 400)
     assert sent.seconds == pytest.approx(3 * sum(exchange_seconds(x, card("h100")) for x in exchanges))
+
+
+def kernel(milliseconds, times=1):
+    return Kernel(GIVEN, milliseconds * 1e-3 * 0.85 * card("h100").bandwidth, 0.0, "", times)
+
+
+def exchanging(name, milliseconds, opcode="all-gather-start", times=1):
+    """Of two cards of one machine, which send half of what they get."""
+    size = 2 * milliseconds * 1e-3 * 0.85 * card("h100").exchange_rate
+    return Exchange(dataclasses.replace(GIVEN, name=name, opcode=opcode), "all-gather", round(size), (0, 1), times)
+
+
+@pytest.mark.parametrize(
+    ("found", "milliseconds"),
+    [
+        ([kernel(5), exchanging("x", 3, "all-gather"), kernel(5)], 3),  # one that nothing runs beside
+        ([exchanging("x", 3), kernel(5), Wait("x"), kernel(5)], 0),
+        ([exchanging("x", 7), kernel(5), Wait("x"), kernel(5)], 2),
+        ([exchanging("x", 3), exchanging("y", 3), kernel(5), Wait("x"), Wait("y"), kernel(5)], 1),  # y after x
+        ([kernel(5), exchanging("x", 3), kernel(1), Wait("x")], 2),
+        ([kernel(5), exchanging("x", 3)], 3),  # the last update's end
+        ([exchanging("x", 2, times=4), kernel(1, times=4), Wait("x"), kernel(0.5, times=4)], 4),  # of each round, 1
+        ([kernel(5), Wait("of something else")], 0),
+    ],
+)
+def test_how_long_kernels_wait_for_exchanges(found, milliseconds):
+    assert waiting_seconds(found, card("h100")) == pytest.approx(milliseconds * 1e-3, abs=1e-9)
 
 
 # A vocabulary larger than a batch and tokens enough that XLA would rather look rows up where the table's parts are, and

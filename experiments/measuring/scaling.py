@@ -37,7 +37,7 @@ SIZES = {
 }
 COLUMNS = (
     "model, devices, mesh, tokens an update, held GiB, at most GiB, all-reduce GB, all-gather GB, reduce-scatter GB, "
-    "to other machines GB, computing ms, exchanging ms, efficiency"
+    "to other machines GB, computing ms, exchanging ms, waiting ms, efficiency"
 )
 
 
@@ -99,12 +99,12 @@ def _measures(found: Estimate) -> list[str]:
     sent = [
         found.sent[kind].bytes if kind in found.sent else 0 for kind in ("all-reduce", "all-gather", "reduce-scatter")
     ]
-    computing, exchanging = found.total.seconds, found.total_sent.seconds
+    computing = found.total.seconds
     return [
         *(f"{size / 2**30:.1f}" for size in (found.held_bytes, found.most_bytes)),
         *(f"{size / 1e9:.2f}" for size in (*sent, found.total_sent.between_machines)),
-        *(f"{seconds * 1e3:.0f}" for seconds in (computing, exchanging)),
-        f"{computing / found.seconds:.0%} to {computing / found.seconds_overlapped:.0%}",
+        *(f"{x * 1e3:.0f}" for x in (computing, found.total_sent.seconds, found.waiting_seconds)),
+        f"{computing / found.seconds:.0%}",
     ]
 
 

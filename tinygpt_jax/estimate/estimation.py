@@ -7,9 +7,19 @@ from typing import Any
 from tinygpt_jax.cards import CARDS_OF_A_MACHINE, card
 from tinygpt_jax.config import Config
 from tinygpt_jax.estimate.compiling import Compiled, Request, compile_for
+from tinygpt_jax.estimate.exchanges import Exchange
 from tinygpt_jax.estimate.program import read_program
-from tinygpt_jax.estimate.roofline import LAUNCH_SECONDS, NOTHING, NOTHING_SENT, Part, Sent, by_kind, by_part
-from tinygpt_jax.estimate.traffic import kernels_and_exchanges
+from tinygpt_jax.estimate.roofline import (
+    LAUNCH_SECONDS,
+    NOTHING,
+    NOTHING_SENT,
+    Part,
+    Sent,
+    by_kind,
+    by_part,
+    waiting_seconds,
+)
+from tinygpt_jax.estimate.traffic import Kernel, schedule
 from tinygpt_jax.mesh import mesh_axes
 
 JAX_SHARE = 0.75  # of a card's memory, that JAX takes if nothing else is said
@@ -23,6 +33,7 @@ class Estimate:
     most_bytes: int  # with the working memory
     parts: dict[str, Part]  # of the kernels
     sent: dict[str, Sent]  # by the kind of exchange
+    waiting_seconds: float  # of kernels for exchanges
     compile_seconds: float
 
     @property
@@ -37,18 +48,13 @@ class Estimate:
 
     @property
     def seconds(self) -> float:
-        """At best, if launching kernels costs nothing, and kernels wait while devices exchange."""
-        return self.total.seconds + self.total_sent.seconds
+        """At best, if launching kernels costs nothing."""
+        return self.total.seconds + self.waiting_seconds
 
     @property
     def seconds_with_launches(self) -> float:
         """At best, if each launch costs its usual time."""
         return self.seconds + LAUNCH_SECONDS * (self.total.kernels + self.total_sent.times)
-
-    @property
-    def seconds_overlapped(self) -> float:
-        """At best, if no kernel ever waits for an exchange, as long as there are others to run."""
-        return max(self.total.seconds, self.total_sent.seconds)
 
 
 def estimate(request: Request) -> Estimate:
@@ -58,13 +64,14 @@ def estimate(request: Request) -> Estimate:
 
 def account(compiled: Compiled, request: Request) -> Estimate:
     """What a compiled program takes."""
-    program, decodes = read_program(compiled.text), request.rows is not None
-    kernels, exchanges = kernels_and_exchanges(program, compiled.written_by_hand)
+    target, rest = card(request.card), "optimizer" if request.rows is None else "choosing the token"
+    found = schedule(read_program(compiled.text), compiled.written_by_hand)
     return Estimate(
         compiled.arguments_bytes,
         compiled.most_bytes,
-        by_part(kernels, card(request.card), "choosing the token" if decodes else "optimizer"),
-        by_kind(exchanges, card(request.card)),
+        by_part([x for x in found if isinstance(x, Kernel)], target, rest),
+        by_kind([x for x in found if isinstance(x, Exchange)], target),
+        waiting_seconds(found, target),
         compiled.seconds,
     )
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from tinygpt_jax.cards import NETWORK_RATE, Card
 from tinygpt_jax.estimate.exchanges import Exchange
-from tinygpt_jax.estimate.traffic import Kernel
+from tinygpt_jax.estimate.traffic import Kernel, Wait
 
 MEMORY_SHARE, PRODUCT_SHARE = 0.85, 0.7
 LAUNCH_SECONDS = 1.5e-6  # of each kernel, unless they are launched together as a CUDA graph
@@ -80,6 +80,28 @@ def exchange_seconds(exchange: Exchange, card: Card) -> float:
     """Of one collective operation whose every device sends at 85 % of the rate of its links, and of its network."""
     between = exchange.sent_between_machines
     return max((exchange.sent - between) / card.exchange_rate, between / NETWORK_RATE) / MEMORY_SHARE
+
+
+def waiting_seconds(found: Sequence[Kernel | Exchange | Wait], card: Card) -> float:
+    """How long kernels wait for exchanges, which go on beside them, one after the other, in the order of the program.
+
+    Of a loop, all rounds are as one in which everything takes so much longer.
+    """
+    now, computing, linked = 0.0, 0.0, 0.0  # seconds, and until when the links are taken
+    ready: dict[str, float] = {}
+    for x in found:
+        if isinstance(x, Kernel):
+            seconds = kernel_seconds(x, card) * x.times
+            now, computing = now + seconds, computing + seconds
+        elif isinstance(x, Exchange):
+            linked = max(linked, now) + exchange_seconds(x, card) * x.times
+            if x.instruction.opcode.endswith("-start"):
+                ready[x.instruction.name] = linked
+            else:
+                now = linked
+        else:
+            now = max(now, ready.get(x.started, now))
+    return max(now, linked) - computing
 
 
 def by_kind(exchanges: Sequence[Exchange], card: Card) -> dict[str, Sent]:

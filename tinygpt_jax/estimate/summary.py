@@ -53,12 +53,8 @@ def summary(request: Request, found: Estimate | None, remedy: tuple[str, Estimat
     document["total"] = dataclasses.asdict(found.total)
     document["sent"] = {kind: dataclasses.asdict(sent) for kind, sent in found.sent.items()}
     document["total_sent"] = dataclasses.asdict(found.total_sent)
-    speeds = {
-        "best": found.seconds,
-        "with_launches": found.seconds_with_launches,
-        "overlapped": found.seconds_overlapped,
-    }
-    for name, seconds in speeds.items():
+    document["waiting_seconds"] = found.waiting_seconds
+    for name, seconds in {"best": found.seconds, "with_launches": found.seconds_with_launches}.items():
         share = flops * tokens / seconds / peak
         document[name] = {"seconds": seconds, "tokens_per_second": tokens / seconds, "share_of_peak": share}
     return document
@@ -126,6 +122,8 @@ def _sent(document: dict[str, Any]) -> Iterator[str]:
     for kind, sent in (document["sent"] | {"all": document["total_sent"]}).items():
         gigabytes, between, milliseconds = sent["bytes"] / 1e9, sent["between_machines"] / 1e9, sent["seconds"] * 1e3
         yield f"{kind:<34}{sent['times']:>8,}{gigabytes:>10.3f}{between:>10.3f}{milliseconds:>12.3f}"
+    waiting = document["waiting_seconds"]
+    yield f"{'of which kernels have to wait for':<62}{waiting * 1e3:>12.3f}"
 
 
 def _speed(document: dict[str, Any]) -> Iterator[str]:
@@ -140,9 +138,6 @@ def _speed(document: dict[str, Any]) -> Iterator[str]:
             f"at best {best['tokens_per_second']:,.0f} tokens/s, {best['share_of_peak']:.0%} of peak; "
             f"{launched['tokens_per_second']:,.0f} if each kernel takes {LAUNCH_SECONDS * 1e6:.1f} µs to start"
         )
-        if document["sent"]:
-            overlapped = document["overlapped"]["tokens_per_second"]
-            yield f"without waiting for any exchange it would be {overlapped:,.0f} tokens/s"
         yield limit
     if run := document.get("run"):
         seconds = document["with_launches" if document["compiled"] else "at_peak"]["seconds"]

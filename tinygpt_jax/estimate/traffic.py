@@ -30,18 +30,30 @@ class Kernel:
     times: int  # launches in a run of the program, with one round of a loop whose rounds are not known
 
 
+@dataclass(frozen=True)
+class Wait:
+    """Where the kernels that follow need what an exchange brings that was started earlier."""
+
+    started: str  # name of the exchange's instruction
+
+
 def kernels_and_exchanges(
     program: Program, written_by_hand: Mapping[str, float] | None = None
 ) -> tuple[list[Kernel], list[Exchange]]:
+    """Of all that runs, the kernels, and the exchanges."""
+    found = schedule(program, written_by_hand)
+    return [x for x in found if isinstance(x, Kernel)], [x for x in found if isinstance(x, Exchange)]
+
+
+def schedule(program: Program, written_by_hand: Mapping[str, float] | None = None) -> list[Kernel | Exchange | Wait]:
     """All that runs, in order. Of a conditional's branches the one that moves most counts.
 
     Args:
         program: the program of one device.
         written_by_hand: FLOP of Pallas kernels by their names, which the program holds in no form to be read.
     """
-    found = list(_walk(program, program.entry, 1))
-    kernels = [_with_known_flops(x, written_by_hand or {}) for x in found if isinstance(x, Kernel)]
-    return kernels, [x for x in found if isinstance(x, Exchange)]
+    found = _walk(program, program.entry, 1)
+    return [_with_known_flops(x, written_by_hand or {}) if isinstance(x, Kernel) else x for x in found]
 
 
 def _with_known_flops(kernel: Kernel, flops: Mapping[str, float]) -> Kernel:
@@ -51,17 +63,19 @@ def _with_known_flops(kernel: Kernel, flops: Mapping[str, float]) -> Kernel:
     return replace(kernel, flops=flops[name[1]], dtype=kernel.instruction.result[0].dtype)
 
 
-def _walk(program: Program, name: str, times: int) -> Iterator[Kernel | Exchange]:
+def _walk(program: Program, name: str, times: int) -> Iterator[Kernel | Exchange | Wait]:
     computation = program.computations[name]
     for instruction in computation.values():
         opcode = instruction.opcode
-        if opcode in _NO_KERNEL or opcode.endswith(("-done", "-update")):
+        if opcode.removesuffix("-done") in KINDS and opcode.endswith("-done"):
+            yield Wait(instruction.operands[0])
+        elif opcode in _NO_KERNEL or opcode.endswith(("-done", "-update")):
             continue
-        if opcode == "while":
+        elif opcode == "while":
             yield from _walk(program, instruction.called[0], times * (instruction.rounds or 1))
         elif opcode == "conditional":
             branches = [list(_walk(program, called, times)) for called in instruction.called]
-            yield from max(branches, key=lambda found: sum(x.bytes * x.times for x in found))
+            yield from max(branches, key=lambda found: sum(x.bytes * x.times for x in found if not isinstance(x, Wait)))
         elif opcode in ("call", "async-start"):
             yield from _walk(program, instruction.called[0], times)
         elif opcode.removesuffix("-start") in KINDS:
