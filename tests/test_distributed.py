@@ -7,6 +7,7 @@ import time
 import pytest
 
 from experiments.measuring.breaking.several import Shape, end, finish, start
+from experiments.measuring.breaking.victim import TINY
 from experiments.measuring.several import losses, refusals
 from tinygpt_jax.distributed import place as places
 from tinygpt_jax.distributed.place import Place, find_place, gpus_of
@@ -132,8 +133,9 @@ def folder(tmp_path_factory):
 def test_two_processes_train_the_run_that_one_would(folder):
     """Parameters in parts, a stop by a signal to one process, and on with one process on one device."""
     alone, two = Shape(1, 1, "data=1"), Shape(2, 1, "fsdp=2")
-    finish(folder / "alone", alone)
-    processes = start(folder / "two", two)
+    flags = (*TINY, "--steps", "24", "--eval-every", "8", "--log-every", "1")
+    finish(folder / "alone", alone, *flags)
+    processes = start(folder / "two", two, *flags)
     while not checkpoints(folder / "two") and all(one.poll() is None for one in processes):
         time.sleep(0.01)
     processes[1].send_signal(signal.SIGTERM)
@@ -141,12 +143,12 @@ def test_two_processes_train_the_run_that_one_would(folder):
     assert [(one.code, one.said) for one in ended] == [(0, []), (0, [])], ended
     assert "saved at step" in ended[0].errors and ended[1].errors == ""
     stopped = checkpoints(folder / "two")[-1].step
-    assert 20 <= stopped < 60
+    assert 8 <= stopped <= 24
     held = checkpoints(folder / "two")[-1].folder / "params"
     assert (held / "ocdbt.process_1").is_dir()  # each wrote what it had
-    finish(folder / "two", alone)
+    finish(folder / "two", alone, *flags)
     assert losses(folder / "two") == pytest.approx(losses(folder / "alone"), rel=1e-4)
 
 
 def test_what_cannot_be_is_said_by_every_process(folder):
-    refusals(folder, ["configuration", "no stories"])
+    refusals(folder, ["configuration"])

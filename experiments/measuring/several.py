@@ -193,16 +193,19 @@ def shares_of_state(workdir: Path, devices: int) -> list[float]:
 
 
 def _let_pass(processes, workdir: Path, chance: random.Random, once_training: bool = False) -> None:
-    """Wait until the processes train, or only some seconds, and then a while longer."""
-    lines, before = workdir / "metrics.jsonl", _size(workdir / "metrics.jsonl")
-    latest = time.monotonic() + (120 if once_training or chance.random() < 0.7 else chance.uniform(0, 8))
-    while time.monotonic() < latest and _size(lines) <= before and all(one.poll() is None for one in processes):
+    """Wait until the processes train, or have saved, or only some seconds; and then a while longer."""
+    aim = chance.choice(["line", "save", "save"] if once_training else ["start", "line", "save", "save"])
+
+    def shown() -> int:
+        lines = workdir / "metrics.jsonl"
+        if aim == "line":
+            return lines.stat().st_size if lines.exists() else 0
+        return max((saved.step for saved in checkpoints(workdir)), default=0) if aim == "save" else 0
+
+    before, latest = shown(), time.monotonic() + (chance.uniform(0, 8) if aim == "start" else 120)
+    while time.monotonic() < latest and shown() <= before and all(one.poll() is None for one in processes):
         time.sleep(0.01)
     time.sleep(chance.uniform(0, 3))
-
-
-def _size(path: Path) -> int:
-    return path.stat().st_size if path.exists() else 0
 
 
 def _is_finished(workdir: Path) -> bool:
