@@ -156,6 +156,7 @@ def refusals(folder: Path, only: Sequence[str] = ()) -> None:
     each = {
         "mesh": [("--mesh", "data=3")] * 2,
         "batch": [("--batch-size", "15")] * 2,
+        "another mesh": [("--mesh", "data=2"), ("--mesh", "fsdp=2")],
         "configuration": [(), ("--learning-rate", "0.1")],
         "stories": [("--data", str(path)) for path in stories],
         "no stories": [("--data", str(folder / "nowhere"))] * 2,
@@ -163,7 +164,7 @@ def refusals(folder: Path, only: Sequence[str] = ()) -> None:
         "workdir": [(), ("--workdir", str(folder / "elsewhere"))],
     }
     for what, flags in [(what, flags) for what, flags in each.items() if what in (only or each)]:
-        ended = end(start(folder / what, TWO, of_process=flags), LONGEST)
+        ended = end(start(folder / what, Shape(2, 1, ""), of_process=flags), LONGEST)
         print(f"{what}:", *(f"\n  {one.code} {' '.join(one.said)}" for one in ended))
         if any(one.code not in (1, 2) or len(one.said) != 1 or "Traceback" in one.errors for one in ended):
             raise UserError(f"{what}: {ended}")
