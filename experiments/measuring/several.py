@@ -105,7 +105,7 @@ def kills(folder: Path, chance: random.Random, count: int) -> None:
             done += 1
             others_said = [one.said for index, one in enumerate(ended) if index != victim]
             survived = [index for index, one in enumerate(ended) if index != victim and one.code == 0]
-            if survived or any(len(said) > 1 for said in others_said):
+            if (survived and not _is_finished(workdir)) or any(len(said) > 1 for said in others_said):
                 raise UserError(f"{workdir}: after the kill of process {victim}: {ended}")
             steps = [saved.step for saved in checkpoints(workdir)]
             print(
