@@ -186,9 +186,10 @@ def test_a_state_in_parts_is_tried_before_fewer_rows():
     assert names[place + 1].startswith("--batch-size 128") and names[place - 1].startswith("--remat --gradient")
     changed = found["--mesh fsdp=8 --remat"]
     assert changed.mesh == "fsdp=8" and Config.from_json(changed.config).training.remat
-    cut_already = dataclasses.replace(MANY_ROWS, devices=8, mesh="fsdp=4")
+    assert "--mesh fsdp=8 --remat" in dict(changes(dataclasses.replace(MANY_ROWS, devices=8, mesh="fsdp=4")))
+    cut_already = dataclasses.replace(MANY_ROWS, devices=16, mesh="fsdp=8")
     assert not [flags for flags in dict(changes(cut_already)) if "mesh" in flags]
-    assert {request.mesh for request in dict(changes(cut_already)).values()} == {"fsdp=4"}
+    assert {request.mesh for request in dict(changes(cut_already)).values()} == {"fsdp=8"}
 
 
 def test_a_state_in_parts_takes_a_part_of_the_memory():

@@ -11,7 +11,11 @@ from pathlib import Path
 import pytest
 
 from experiments import cli, presets, train
+from experiments.measuring import scaling
+from tinygpt_jax.config import Config
 from tinygpt_jax.distributed.place import Place, find_place
+from tinygpt_jax.estimate.estimation import Estimate
+from tinygpt_jax.estimate.roofline import Part, Sent
 from tinygpt_jax.runs.checkpoint_files import checkpoints
 
 ROOT = Path(__file__).parents[1]
@@ -159,3 +163,39 @@ def test_the_two_processes_on_one_machine_are_really_started(tmp_path):
     assert done.stdout.count("2 processes") == 1, done.stdout  # one of them speaks
     assert [saved.step for saved in checkpoints(tmp_path / "runs" / "two")][-1] == 2
     assert (tmp_path / "runs" / "two" / "report.html").is_file()
+
+
+def test_the_rows_of_the_tables(monkeypatch, capsys):
+    """As if a device took 70 GiB but for rematerialisation, computed for 0.3 s and waited for 0.1."""
+    seen = []
+
+    def estimated(request):
+        seen.append(request)
+        most = 40 if Config.from_json(request.config).training.remat else 70
+        sent = {"all-reduce": Sent(3, 2e9, 1e9, 0.2)}
+        return Estimate(2**30, most * 2**30, {"all": Part(1, 1.0, 1.0, 0.3)}, sent, 0.1, 1.0)
+
+    monkeypatch.setattr(scaling, "estimate", estimated)
+    scaling.main(["--sizes", "7B", "--devices", "1", "64"])
+    head, _, one, many = (
+        [cell.strip() for cell in line.split("|")[1:-1]] for line in capsys.readouterr().out.splitlines()
+    )
+    assert one == ["7B", "1", "data=1,fsdp=1", "8,192", "74.4", "does not fit"]
+    assert dict(zip(head, many, strict=True)) == {
+        "model": "7B",
+        "devices": "64",
+        "mesh": "data=8,fsdp=8, remat",
+        "tokens an update": "524,288",
+        "held GiB": "1.0",
+        "at most GiB": "40.0",
+        "all-reduce GB": "2.00",
+        "all-gather GB": "0.00",
+        "reduce-scatter GB": "0.00",
+        "to other machines GB": "1.00",
+        "computing ms": "300",
+        "exchanging ms": "200",
+        "waiting ms": "100",
+        "efficiency": "75%",
+    }
+    assert [(request.devices, request.mesh) for request in seen] == [(64, "data=8,fsdp=8")] * 2
+    assert f"| {' | '.join(head)} |" in TEXT  # the document has these tables

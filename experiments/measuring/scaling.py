@@ -21,7 +21,7 @@ class Size:
     d_model: int
     n_heads: int
     context_length: int = 1024
-    fsdp: int = 1  # over how many devices of a machine its state lies in parts, where there are so many
+    fsdp: int = 1  # over how many devices its state lies in parts, where there are so many
 
     @property
     def rows(self) -> int:
@@ -32,7 +32,7 @@ class Size:
 SIZES = {
     "124M": Size(12, 768, 12),
     "350M": Size(24, 1024, 16),
-    "1.5B": Size(48, 1600, 25, fsdp=8),
+    "1.5B": Size(48, 1600, 25),
     "7B": Size(32, 4096, 32, context_length=2048, fsdp=8),
 }
 COLUMNS = (
@@ -47,7 +47,7 @@ class Arguments:
 
     sizes: tuple[str, ...] = tuple(SIZES)  # 124M, 350M, 1.5B, 7B
     devices: tuple[int, ...] = (1, 8, 64, 512)  # how many, in machines of 8
-    fsdp: int | None = None  # over how many the state lies in parts (default: as few as there is room for)
+    fsdp: int | None = None  # over how many the state lies in parts (default: 7B over 8, the others whole)
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -126,7 +126,7 @@ def changes(request: Request) -> Iterator[tuple[str, Request]]:
         return replace(request, config=config_changed.to_json(), mesh=mesh)
 
     yield from ((flags, changed(settings)) for flags, settings in tries)
-    if devices > 1 and mesh_axes(request.mesh, devices)["fsdp"] == 1:
-        cut = f"fsdp={min(devices, CARDS_OF_A_MACHINE)}"
-        yield f"--mesh {cut} --remat", changed({"remat": True}, cut)
+    parts = min(devices, CARDS_OF_A_MACHINE)
+    if mesh_axes(request.mesh, devices)["fsdp"] < parts:
+        yield f"--mesh fsdp={parts} --remat", changed({"remat": True}, f"fsdp={parts}")
     yield from ((flags, changed(settings)) for flags, settings in fewer)

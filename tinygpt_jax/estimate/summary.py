@@ -118,10 +118,10 @@ def _parts(document: dict[str, Any], what: str) -> Iterator[str]:
 
 
 def _sent(document: dict[str, Any]) -> Iterator[str]:
-    yield f"{'each device sends in':<34}{'times':>8}{'GB':>10}{'to others':>10}{'ms':>12}"
+    yield f"{'each device sends':<24}{'times':>8}{'GB':>10}{'to other machines':>20}{'ms':>12}"
     for kind, sent in (document["sent"] | {"all": document["total_sent"]}).items():
         gigabytes, between, milliseconds = sent["bytes"] / 1e9, sent["between_machines"] / 1e9, sent["seconds"] * 1e3
-        yield f"{kind:<34}{sent['times']:>8,}{gigabytes:>10.3f}{between:>10.3f}{milliseconds:>12.3f}"
+        yield f"{kind:<24}{sent['times']:>8,}{gigabytes:>10.3f}{between:>20.3f}{milliseconds:>12.3f}"
     waiting = document["waiting_seconds"]
     yield f"{'of which kernels have to wait for':<62}{waiting * 1e3:>12.3f}"
 
