@@ -62,6 +62,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             size = SIZES[name]
             fsdp = min(devices, arguments.fsdp or size.fsdp)
             cells = row(configuration(size, devices), devices, f"data={devices // fsdp},fsdp={fsdp}")
+            cells += [""] * (len(names) - 2 - len(cells))
             print(f"| {' | '.join([name, str(devices), *cells])} |", flush=True)
 
 
