@@ -154,10 +154,10 @@ def _self_test() -> Iterator[Finding]:
     from tinygpt_jax.config import Config, DataConfig, ModelConfig, OptimizerConfig, TrainingConfig
     from tinygpt_jax.data.corpus import prepare
     from tinygpt_jax.runs.checkpoint_files import Progress
-    from tinygpt_jax.training import checkpoint, step
+    from tinygpt_jax.training import checkpoint, sharding, step
     from tinygpt_jax.training.parts import Parts
 
-    mesh, steps = step.data_mesh(), 20
+    mesh, steps = sharding.make_mesh(), 20
     with tempfile.TemporaryDirectory() as folder:
         config = Config(
             ModelConfig(context_length=16, n_layers=1, n_heads=2, d_model=32, d_ff=64, dropout=0.0),
@@ -168,7 +168,7 @@ def _self_test() -> Iterator[Finding]:
         with contextlib.redirect_stderr(io.StringIO()):  # how far it is
             parts = Parts(config, prepare(config.data), mesh)
         state = step.initial_state(parts.model, parts.optimizer, 0, mesh)
-        batch = step.put_batch(parts.batches[0], mesh)
+        batch = sharding.put_batch(parts.batches[0], mesh)
 
         start, losses = time.monotonic(), []
         for number in range(steps):
@@ -181,7 +181,7 @@ def _self_test() -> Iterator[Finding]:
         saved = checkpoint.save(Path(folder), state, Progress(steps, None), parts.config, parts.corpus.tokenizer)
         size = sum(path.stat().st_size for path in saved.folder.rglob("*") if path.is_file())
         problem = saved.problem() or ""
-        restored = checkpoint.restore_state(saved, parts.optimizer, step.replicated(mesh))
+        restored = checkpoint.restore_state(saved, parts.optimizer, mesh)
     pairs = zip(jax.tree.leaves(state), jax.tree.leaves(restored), strict=True)
     if not problem and not all(np.array_equal(a, b) for a, b in pairs):
         problem = "what was restored is not what was saved"

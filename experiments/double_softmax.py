@@ -77,7 +77,8 @@ def train(arguments: Arguments, name: str) -> list[tuple[int, float]]:
     from tinygpt_jax.functional import cross_entropy
     from tinygpt_jax.model import GPT
     from tinygpt_jax.training.optimizer import make_optimizer
-    from tinygpt_jax.training.step import TrainState, data_mesh, make_train_step, put_batch
+    from tinygpt_jax.training.sharding import make_mesh, put_batch
+    from tinygpt_jax.training.step import TrainState, make_train_step
 
     class SoftmaxTwice(GPT):
         """The mistake: `cross_entropy` takes what it is given for logits, and applies softmax to it."""
@@ -87,7 +88,7 @@ def train(arguments: Arguments, name: str) -> list[tuple[int, float]]:
 
     corpus = prepare(DataConfig(source=arguments.source, vocabulary="gpt2", builtin_stories=5000))
     shape = ModelConfig(context_length=64, n_layers=2, n_heads=4, d_model=64, d_ff=256, dropout=0.0)
-    model, mesh = SoftmaxTwice(shape) if name == TWICE else GPT(shape), data_mesh()
+    model, mesh = SoftmaxTwice(shape) if name == TWICE else GPT(shape), make_mesh()
     training = TrainingConfig(batch_size=16)
     rows = Rows(corpus.train, "padded", 64, corpus.tokenizer.end_of_text)
     batches = TrainingBatches(rows, training.batch_size, seed=0)

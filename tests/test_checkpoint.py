@@ -26,7 +26,8 @@ from tinygpt_jax.runs.folder import check_folder, check_history, mark_of
 from tinygpt_jax.training import checkpoint
 from tinygpt_jax.training.checkpoint import newest_intact, open_run, restore_state, save
 from tinygpt_jax.training.optimizer import make_optimizer
-from tinygpt_jax.training.step import data_mesh, initial_state, replicated
+from tinygpt_jax.training.sharding import make_mesh
+from tinygpt_jax.training.step import initial_state
 
 CONFIG = Config(
     model=ModelConfig(context_length=8, n_layers=1, n_heads=2, d_model=8, d_ff=16, vocab_size=300),
@@ -37,7 +38,7 @@ OPTIMIZER = make_optimizer(OptimizerConfig(), 10)
 
 @pytest.fixture(scope="module")
 def state():
-    return initial_state(GPT(CONFIG.model), OPTIMIZER, 0, data_mesh())
+    return initial_state(GPT(CONFIG.model), OPTIMIZER, 0, make_mesh())
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +58,7 @@ def test_what_is_saved_comes_back(tmp_path, state, words):
     assert (saved.step, saved.config()) == (7, CONFIG)
     assert saved.progress() == Progress(7, "corpus", 1.25, ((2.5, 0.5),))
     assert saved.tokenizer().fingerprint == words.fingerprint
-    restored = restore_state(saved, OPTIMIZER, replicated(data_mesh()))
+    restored = restore_state(saved, OPTIMIZER, make_mesh())
     assert int(restored.step) == 7
     for a, b in zip(jax.tree.leaves(state._replace(step=7)), jax.tree.leaves(restored), strict=True):
         np.testing.assert_array_equal(a, b)

@@ -23,7 +23,8 @@ from tinygpt_jax.terminal import harmless
 from tinygpt_jax.tokenizer import compact
 from tinygpt_jax.training.checkpoint import save
 from tinygpt_jax.training.optimizer import make_optimizer
-from tinygpt_jax.training.step import data_mesh, initial_state
+from tinygpt_jax.training.sharding import make_mesh
+from tinygpt_jax.training.step import initial_state
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +43,7 @@ def run(corpus, tmp_path_factory):
 def save_run(workdir, data, tokenizer, fingerprint):
     shape = {"context_length": 32, "n_layers": 1, "n_heads": 2, "d_model": 16, "d_ff": 16}
     config = Config(model=ModelConfig(vocab_size=tokenizer.vocab_size, **shape), data=data)
-    state = initial_state(GPT(config.model), make_optimizer(OptimizerConfig(), 1), 0, data_mesh())
+    state = initial_state(GPT(config.model), make_optimizer(OptimizerConfig(), 1), 0, make_mesh())
     save(workdir, state, Progress(0, fingerprint), config, tokenizer)
     return workdir
 

@@ -20,7 +20,8 @@ from tinygpt_jax.model import GPT
 from tinygpt_jax.runs.checkpoint_files import Progress, checkpoints
 from tinygpt_jax.training.checkpoint import open_run, save
 from tinygpt_jax.training.optimizer import make_optimizer
-from tinygpt_jax.training.step import data_mesh, initial_state
+from tinygpt_jax.training.sharding import make_mesh
+from tinygpt_jax.training.step import initial_state
 
 VOCABULARY = tokenizer.compact(np.bincount([300, 400, 500], minlength=50_257))
 MODEL = ModelConfig(
@@ -42,7 +43,7 @@ def make_run(workdir, **variant):
         data=DataConfig("/home/somebody/stories.txt", "compact", cache_dir="/home/somebody/cache"),
         optimizer=OptimizerConfig(warmup_steps=5, schedule="cosine"),
     )
-    state = initial_state(GPT(config.model), make_optimizer(config.optimizer, 10), 0, data_mesh())
+    state = initial_state(GPT(config.model), make_optimizer(config.optimizer, 10), 0, make_mesh())
     leaves, tree = jax.tree.flatten(state.params)
     rng = np.random.default_rng(0)
     params = jax.tree.unflatten(tree, [rng.normal(0, 0.3, x.shape).astype(np.float32) for x in leaves])

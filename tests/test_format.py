@@ -15,7 +15,7 @@ import pytest
 from tinygpt_jax.generation import Sampling, generate
 from tinygpt_jax.training.checkpoint import newest_intact, open_run, restore_state
 from tinygpt_jax.training.optimizer import make_optimizer
-from tinygpt_jax.training.step import data_mesh, replicated
+from tinygpt_jax.training.sharding import make_mesh
 
 RUN = Path(__file__).parent / "fixtures" / "format_1"
 VOCABULARY = "2171b703e2e0c5d3ebcea488bbb91c11634269e1dd38bb802641546b01fe9356"
@@ -45,7 +45,7 @@ def test_its_checkpoint_is_intact_and_says_what_it_said():
 def test_its_parameters_and_optimizer_state_come_back_to_the_bit():
     saved = newest_intact(RUN)
     assert saved is not None
-    state = restore_state(saved, make_optimizer(saved.config().optimizer, 500), replicated(data_mesh()))
+    state = restore_state(saved, make_optimizer(saved.config().optimizer, 500), make_mesh())
     assert int(state.step) == 500
     assert checksum(state.params) == PARAMETERS
     assert checksum(state.opt_state) == OPTIMIZER_STATE

@@ -13,7 +13,7 @@ from tinygpt_jax.estimate import compiling, estimation
 from tinygpt_jax.estimate.estimation import Estimate
 from tinygpt_jax.estimate.roofline import LAUNCH_SECONDS, Part
 from tinygpt_jax.estimate.summary import page
-from tinygpt_jax.training.step import data_mesh
+from tinygpt_jax.training.sharding import make_mesh
 
 GIB = 2**30
 SMALL = "--n-layers 1 --d-model 32 --n-heads 2 --d-ff 64 --batch-size 4 --steps 100".split()
@@ -25,7 +25,7 @@ def here(monkeypatch):
 
     def compile_here(request):
         with monkeypatch.context() as patch:
-            patch.setattr(compiling, "_mesh", lambda request: data_mesh())
+            patch.setattr(compiling, "_mesh", lambda request: make_mesh())
             return compiling._compile(request)
 
     monkeypatch.setattr(estimation, "compile_for", compile_here)

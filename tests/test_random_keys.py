@@ -9,13 +9,14 @@ import optax
 from tinygpt_jax.config import ModelConfig, TrainingConfig
 from tinygpt_jax.data.batches import Batch
 from tinygpt_jax.generation.text import _sample_keys
-from tinygpt_jax.training.step import TrainState, data_mesh, make_train_step
+from tinygpt_jax.training.sharding import make_mesh
+from tinygpt_jax.training.step import TrainState, make_train_step
 
 
 def test_no_sample_is_drawn_with_an_updates_numbers():
     """Guards against two places that fold different things into the seed's own key: sample 1 at step s once had the
     key of dropout at step s, because the number of dropout's purpose is 1 too."""
-    numbers, seed, mesh = range(4), 3, data_mesh()
+    numbers, seed, mesh = range(4), 3, make_mesh()
 
     def number_of_the_key(_, inputs, targets, mask, key, **__):
         return jax.random.uniform(key)

@@ -15,7 +15,7 @@ from tinygpt_jax.runs.checkpoint_files import Progress, checkpoints
 from tinygpt_jax.runs.folder import add_line, has_changed, marks_of
 from tinygpt_jax.training.checkpoint import restore_state
 from tinygpt_jax.training.saving import Saver
-from tinygpt_jax.training.step import data_mesh, replicated
+from tinygpt_jax.training.sharding import make_mesh
 
 
 class Held:
@@ -57,7 +57,7 @@ def test_updates_go_on_while_a_checkpoint_is_written_and_it_is_that_of_its_momen
         assert checkpoints(tmp_path) == []  # all this while it is written
         held.go_on.set()
     (saved,) = checkpoints(tmp_path)
-    restored = restore_state(saved, OPTIMIZER, replicated(data_mesh()))
+    restored = restore_state(saved, OPTIMIZER, make_mesh())
     for a, b in zip(jax.tree.leaves(state.params), jax.tree.leaves(restored.params), strict=True):
         np.testing.assert_array_equal(a, b)
     assert saved.progress().files["metrics.jsonl"].size == len('{"step": 1}\n')

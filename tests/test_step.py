@@ -16,15 +16,8 @@ from tinygpt_jax.data.batches import Batch
 from tinygpt_jax.errors import UsageError, UserError
 from tinygpt_jax.model import GPT
 from tinygpt_jax.training.optimizer import make_optimizer
-from tinygpt_jax.training.step import (
-    data_mesh,
-    initial_state,
-    known_options,
-    loss_chunks,
-    make_train_step,
-    memory_errors,
-    put_batch,
-)
+from tinygpt_jax.training.sharding import make_mesh, put_batch
+from tinygpt_jax.training.step import initial_state, known_options, loss_chunks, make_train_step, memory_errors
 
 MODEL = ModelConfig(vocab_size=50, context_length=16, n_layers=1, n_heads=2, d_model=16, d_ff=32, dropout=0.0)
 TRAINING = TrainingConfig(batch_size=8)
@@ -37,7 +30,7 @@ def random_batch(seed):
 
 
 def losses_and_state(model_config=MODEL, training=TRAINING, steps=3, optimizer=None, arithmetic=fused):
-    mesh, model = data_mesh(), GPT(model_config, arithmetic=arithmetic)
+    mesh, model = make_mesh(), GPT(model_config, arithmetic=arithmetic)
     optimizer = make_optimizer(optimizer or OptimizerConfig(learning_rate=1e-2), steps)
     state = initial_state(model, optimizer, training.seed, mesh)
     update = make_train_step(model, optimizer, training, mesh)
@@ -67,7 +60,7 @@ def test_dropout_differs_between_steps_and_seeds_and_repeats():
     """Guards against one key for all steps, and against a key that is not of the seed."""
     dropping = dataclasses.replace(MODEL, dropout=0.5)
     still = OptimizerConfig(learning_rate=1e-30)
-    mesh, model = data_mesh(), GPT(dropping, arithmetic=fused)
+    mesh, model = make_mesh(), GPT(dropping, arithmetic=fused)
     optimizer = make_optimizer(still, 9)
     batch = put_batch(random_batch(0), mesh)
 
@@ -87,7 +80,7 @@ def test_dropout_differs_between_steps_and_seeds_and_repeats():
 
 def test_a_non_finite_update_changes_nothing_and_neither_do_later_ones():
     """The host reads metrics late; by then later updates have run. None may touch the last good state."""
-    mesh, model = data_mesh(), GPT(MODEL, arithmetic=fused)
+    mesh, model = make_mesh(), GPT(MODEL, arithmetic=fused)
     optimizer = make_optimizer(OptimizerConfig(), 5)
     state = initial_state(model, optimizer, 0, mesh)
     update = make_train_step(model, optimizer, TRAINING, mesh)
@@ -110,7 +103,7 @@ def test_what_saves_memory_does(savings):
     deep = dataclasses.replace(MODEL, n_layers=4, dropout=0.1)
     memory, losses = [], []
     for training in (TRAINING, dataclasses.replace(TRAINING, **savings)):
-        model, mesh = GPT(deep, remat=training.remat, arithmetic=fused), data_mesh()
+        model, mesh = GPT(deep, remat=training.remat, arithmetic=fused), make_mesh()
         optimizer = make_optimizer(OptimizerConfig(), 3)
         state = initial_state(model, optimizer, 0, mesh)
         batch = put_batch(random_batch(0), mesh)
@@ -204,6 +197,6 @@ if __name__ == "__main__":
     config = dataclasses.replace(MODEL, dropout=0.3)
     values, final = losses_and_state(config, dataclasses.replace(TRAINING, gradient_accumulation=2))
     total = sum(float(jnp.sum(jnp.abs(x))) for x in jax.tree.leaves(final.params))
-    shares = put_batch(random_batch(0), data_mesh()).inputs.addressable_shards
+    shares = put_batch(random_batch(0), make_mesh()).inputs.addressable_shards
     rows_each = [share.data.shape[0] for share in shares]
     print(json.dumps({"rows_each": rows_each, "losses": values, "sum": total}))

@@ -20,6 +20,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 
 from tinygpt_jax import functional
 from tinygpt_jax.config import ModelConfig
+from tinygpt_jax.rows import stay_with_rows
 
 # Keys and values of one layer, each [batch, heads, capacity, head_dim].
 LayerCache = tuple[Float[Array, "b h c e"], Float[Array, "b h c e"]]
@@ -80,7 +81,7 @@ class GPT(nn.Module):
         x = self._embed(tokens, jnp.arange(length)[None, :])
         x = _dropout(self.arithmetic, keys[0], x, self.config.dropout)
         for block, key in zip(self.blocks, keys[1:], strict=True):
-            x, _ = block(x, key)
+            x, _ = block(stay_with_rows(x), key)
         return self.final_norm(x) if self.config.norm == "pre" else x
 
     def decode(

@@ -85,11 +85,13 @@ class TrainingBatches:
     A batch that reaches past the end of an epoch goes on with the next one. Nothing is kept in memory: Grain's
     index shuffle is a permutation that is computed place by place.
 
+    A process that has some of the devices takes the rows of each batch whose places are in `share` (default: all).
+
     Raises:
         UserError: there are fewer rows than a batch.
     """
 
-    def __init__(self, rows: Rows, batch_size: int, seed: int) -> None:
+    def __init__(self, rows: Rows, batch_size: int, seed: int, share: range | None = None) -> None:
         from grain.experimental import index_shuffle  # imports jax, which looking at rows does not need
 
         if len(rows) < batch_size:
@@ -97,7 +99,7 @@ class TrainingBatches:
                 f"the training stories make {len(rows)} {rows.layout} rows of {rows.context_length} tokens, fewer than "
                 f"one batch of {batch_size}: give more stories, or a smaller --batch-size or --context-length"
             )
-        self.rows, self.batch_size, self.seed = rows, batch_size, seed
+        self.rows, self.batch_size, self.seed, self.share = rows, batch_size, seed, share or range(batch_size)
         self._index_shuffle = index_shuffle
 
     @property
@@ -107,7 +109,7 @@ class TrainingBatches:
 
     def __getitem__(self, step: int) -> Batch:
         first = step * self.batch_size
-        return self.rows.take(np.array([self._shuffled(first + place) for place in range(self.batch_size)]))
+        return self.rows.take(np.array([self._shuffled(first + place) for place in self.share]))
 
     def iterate(self, start_step: int = 0) -> Iterator[Batch]:
         """`batches[start_step]`, `batches[start_step + 1]` and so on for ever, prepared ahead by threads."""
@@ -128,11 +130,12 @@ class TrainingBatches:
 class EvaluationBatches:
     """Every row once and in order, in batches of one shape: the last is filled up with masked rows.
 
-    With `limit`, at most that many batches, of rows that are evenly spaced; always the same ones.
+    With `limit`, at most that many batches, of rows that are evenly spaced; always the same ones. `share` as in
+    `TrainingBatches`.
     """
 
-    def __init__(self, rows: Rows, batch_size: int, limit: int | None = None) -> None:
-        self.rows, self.batch_size = rows, batch_size
+    def __init__(self, rows: Rows, batch_size: int, limit: int | None = None, share: range | None = None) -> None:
+        self.rows, self.batch_size, self.share = rows, batch_size, share or range(batch_size)
         self.n_rows = len(rows) if limit is None else min(len(rows), limit * batch_size)
 
     def __len__(self) -> int:
@@ -140,8 +143,9 @@ class EvaluationBatches:
 
     def __iter__(self) -> Iterator[Batch]:
         for first in range(0, self.n_rows, self.batch_size):
-            chosen = np.arange(first, min(first + self.batch_size, self.n_rows))
+            places = first + np.array(self.share)
+            chosen = places[places < self.n_rows]
             batch = self.rows.take(chosen * len(self.rows) // self.n_rows)
-            missing, fill = ((0, self.batch_size - len(chosen)), (0, 0)), self.rows.end_of_text
+            missing, fill = ((0, len(places) - len(chosen)), (0, 0)), self.rows.end_of_text
             inputs, targets = (np.pad(tokens, missing, constant_values=fill) for tokens in batch[:2])
             yield Batch(inputs, targets, np.pad(batch.mask, missing))

@@ -4,17 +4,23 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-from tinygpt_jax.fused.rows import on_each_device
+from tinygpt_jax.rows import on_each_device
 
 
 @jax.custom_vjp
 def embed(table: Float[Array, "v d"], tokens: Int[Array, "*batch"]) -> Float[Array, "*batch d"]:
     """`functional.embed`, whose gradient adds up, per row of the table, what the row's occurrences receive."""
-    return table[tokens]
+    return _lookup(table, tokens)
+
+
+def _lookup(table, tokens):
+    # Of a table that lies in parts on several devices, each gets all of it for its own rows: without this, XLA looks
+    # all rows up in each part and exchanges what it found, which is as large as the batch's activations.
+    return on_each_device(lambda table, tokens: table[tokens], table, tokens, whole=(0,))
 
 
 def _embed_forward(table, tokens):
-    return table[tokens], (tokens, table.shape[0])
+    return _lookup(table, tokens), (tokens, table.shape[0])
 
 
 def _embed_backward(residuals, gradient):

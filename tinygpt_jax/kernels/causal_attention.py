@@ -19,7 +19,7 @@ from jax.experimental.pallas import triton
 from jaxtyping import Array, Float
 
 from tinygpt_jax import fused
-from tinygpt_jax.fused.rows import on_each_device
+from tinygpt_jax.rows import on_each_device
 
 _WHOLE = 128  # positions of a sequence up to which one program takes it whole
 _BLOCK = 64  # queries or keys that meet at a time in longer ones

@@ -9,7 +9,7 @@ from jax.experimental.pallas import triton
 from jaxtyping import Array, Bool, Float, Int
 
 from tinygpt_jax.fused import loss
-from tinygpt_jax.fused.rows import on_each_device
+from tinygpt_jax.rows import on_each_device
 
 _BLOCK = 2048  # logits that a program works on at a time
 

@@ -13,7 +13,7 @@ from jax.experimental.pallas import triton
 from jaxtyping import Array, Float
 
 from tinygpt_jax import functional
-from tinygpt_jax.fused.rows import on_each_device
+from tinygpt_jax.rows import on_each_device
 
 _NUMBERS = {"forward": 4096, "backward": 2048}  # of the input, that a program works on at a time
 _PROGRAMS = 1024  # of the backward pass: each sums over its share of the rows what goes to scale and bias

@@ -14,6 +14,7 @@ from tinygpt_jax.devices import describe_devices, device_memory, resolve_dtype
 from tinygpt_jax.errors import UserError, require
 from tinygpt_jax.model import GPT
 from tinygpt_jax.training.optimizer import learning_rate_schedule, make_optimizer
+from tinygpt_jax.training.sharding import rows_here
 from tinygpt_jax.training.step import TrainState, make_train_step
 
 _MANY_EPOCHS = 10  # of so many, a model knows its stories by heart
@@ -35,8 +36,9 @@ class Parts:
             for split in (corpus.train, corpus.validation)
         )
         self.model = make_model(self.config, mesh)
-        self.batches = TrainingBatches(train, training.batch_size, training.seed)
-        self.validation = EvaluationBatches(validation, training.batch_size, training.eval_batches)
+        share = rows_here(training.batch_size, mesh)
+        self.batches = TrainingBatches(train, training.batch_size, training.seed, share)
+        self.validation = EvaluationBatches(validation, training.batch_size, training.eval_batches, share)
         steps = training.steps or training.epochs * self.batches.per_epoch
         require(
             steps <= MOST_STEPS, "epochs", training.epochs, f"must be at most {MOST_STEPS:,} steps, not {steps:,.0f}"
@@ -54,11 +56,11 @@ def make_model(config: Config, mesh: Mesh) -> GPT:
     return GPT(config.model, dtype, training.remat, arithmetic)
 
 
-def check_memory(config: Config) -> None:
-    """Raise UserError if no device has room for the parameters, which are counted before anything is made."""
+def check_memory(config: Config, mesh: Mesh) -> None:
+    """Raise UserError if a device has no room for its parameters, which are counted before anything is made."""
     tokens = ModelConfig.vocab_size if config.data.vocabulary == "gpt2" else 257  # at least all bytes, end of text
     count = dataclasses.replace(config.model, vocab_size=tokens).matrix_parameters
-    needed, available = 16 * count / 2**30, device_memory() / 2**30
+    needed, available = 16 * count / mesh.shape["fsdp"] / 2**30, device_memory() / 2**30
     if needed > available:
         raise UserError(
             f"this model does not fit: {count:,} parameters need {needed:,.1f} GiB (16 bytes each, with a gradient and "

@@ -1,4 +1,4 @@
-"""One update: the state, the jitted training step, and how a batch lies on several devices."""
+"""One update: the state, and the jitted training step."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import optax
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int
 
 from tinygpt_jax import functional
@@ -16,6 +16,7 @@ from tinygpt_jax.data.batches import Batch
 from tinygpt_jax.errors import UsageError, UserError, first_line
 from tinygpt_jax.model import GPT
 from tinygpt_jax.random_keys import random_key
+from tinygpt_jax.training.sharding import by_rows, in_parts, replicated
 
 # Logits of one update, with their gradient, may take this much memory of a device before they are cut in pieces. On a
 # CPU pieces of this size are at least as fast as the whole (docs/speed.md).
@@ -38,30 +39,21 @@ class StepMetrics(NamedTuple):
     applied: Bool[Array, ""]
 
 
-def data_mesh() -> Mesh:
-    """All devices on one axis, `data`: each holds the whole model and takes its share of a batch's rows."""
-    return jax.make_mesh((jax.device_count(),), ("data",), axis_types=(AxisType.Auto,))
-
-
-def replicated(mesh: Mesh) -> NamedSharding:
-    """A whole copy on each device."""
-    return NamedSharding(mesh, PartitionSpec())
-
-
-def put_batch(batch: Batch, mesh: Mesh) -> Batch:
-    """Send this process's rows of a batch to its devices."""
-    rows = NamedSharding(mesh, PartitionSpec("data"))
-    return Batch(*(jax.make_array_from_process_local_data(rows, x) for x in batch))
-
-
 def initial_state(model: GPT, optimizer: optax.GradientTransformation, seed: int, mesh: Mesh) -> TrainState:
-    """Fresh parameters, a function of the seed, on all devices."""
+    """Fresh parameters, a function of the seed, each device with its part of them: nobody ever holds them all."""
+    return jax.jit(lambda: _fresh(model, optimizer, seed), out_shardings=_sharding(model, optimizer, mesh))()
 
-    def create() -> TrainState:
-        params = model.init(random_key("parameters", seed), jnp.zeros((1, 1), jnp.int32))["params"]
-        return TrainState(jnp.int32(0), params, optimizer.init(params))
 
-    return jax.jit(create, out_shardings=replicated(mesh))()
+def _fresh(model: GPT, optimizer: optax.GradientTransformation, seed: int) -> TrainState:
+    params = model.init(random_key("parameters", seed), jnp.zeros((1, 1), jnp.int32))["params"]
+    return TrainState(jnp.int32(0), params, optimizer.init(params))
+
+
+def _sharding(model: GPT, optimizer: optax.GradientTransformation, mesh: Mesh) -> Any:
+    """Where the state lies, as `jax.jit` takes it."""
+    if mesh.shape["fsdp"] == 1:
+        return replicated(mesh)
+    return in_parts(jax.eval_shape(lambda: _fresh(model, optimizer, 0)), mesh)
 
 
 def make_train_step(
@@ -123,11 +115,11 @@ def make_train_step(
         state = jax.tree.map(lambda new, old: jnp.where(applied, new, old), updated, state)
         return state, StepMetrics(loss, norm, applied)
 
-    rows, whole = NamedSharding(mesh, PartitionSpec("data")), replicated(mesh)
+    parts, whole = _sharding(model, optimizer, mesh), replicated(mesh)
     return jax.jit(
         train_step,
-        in_shardings=(whole, rows, whole),
-        out_shardings=whole,
+        in_shardings=(parts, by_rows(mesh), whole),
+        out_shardings=(parts, whole),
         donate_argnums=0,
         compiler_options=_compiler_options(platform, model.remat),
     )

@@ -21,12 +21,13 @@ def outcome(workdir: Path) -> dict[str, str]:
 
     from tinygpt_jax.training.checkpoint import restore_state
     from tinygpt_jax.training.optimizer import make_optimizer
+    from tinygpt_jax.training.sharding import make_mesh
 
     newest = checkpoints(workdir)[-1]
     newest.check()
     config = newest.config()
     optimizer = make_optimizer(config.optimizer, config.training.steps or 1)
-    state = restore_state(newest, optimizer, jax.sharding.SingleDeviceSharding(jax.devices()[0]))
+    state = restore_state(newest, optimizer, make_mesh(devices=jax.devices()[:1]))
     best = min(checkpoints(workdir), key=lambda saved: saved.validation_loss)
     found = {
         "newest checkpoint": f"step {newest.step}",

@@ -15,7 +15,8 @@ from tinygpt_jax.generation import Sampling
 from tinygpt_jax.generation.decoding import decode
 from tinygpt_jax.model import GPT
 from tinygpt_jax.training.optimizer import make_optimizer
-from tinygpt_jax.training.step import data_mesh, initial_state, make_train_step, put_batch
+from tinygpt_jax.training.sharding import make_mesh, put_batch
+from tinygpt_jax.training.step import initial_state, make_train_step
 
 
 class Trainer:
@@ -82,7 +83,7 @@ def bytes_of(update: jax.stages.Compiled) -> tuple[int, int]:
 def _parts(config: Config) -> tuple[GPT, optax.GradientTransformation, Mesh]:
     use_device()
     model = GPT(config.model, resolve_dtype(config.training.compute_dtype), config.training.remat, resolve_arithmetic())
-    return model, make_optimizer(config.optimizer, total_steps=1000), data_mesh()
+    return model, make_optimizer(config.optimizer, total_steps=1000), make_mesh()
 
 
 def matrix_product_flops(size: int = 2048) -> float:
