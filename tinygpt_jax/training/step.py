@@ -39,9 +39,17 @@ class StepMetrics(NamedTuple):
     applied: Bool[Array, ""]
 
 
-def initial_state(model: GPT, optimizer: optax.GradientTransformation, seed: int, mesh: Mesh) -> TrainState:
-    """Fresh parameters, a function of the seed, each device with its part of them: nobody ever holds them all."""
-    return jax.jit(lambda: _fresh(model, optimizer, seed), out_shardings=_sharding(model, optimizer, mesh))()
+def initial_state(
+    model: GPT, optimizer: optax.GradientTransformation, seed: int, mesh: Mesh, params: Any = None
+) -> TrainState:
+    """The state before the first update, each device with its part of it.
+
+    Fresh parameters are a function of the seed, and nobody ever holds them all. Given ones are the host's arrays.
+    """
+    sharding = _sharding(model, optimizer, mesh)
+    if params is None:
+        return jax.jit(lambda: _fresh(model, optimizer, seed), out_shardings=sharding)()
+    return jax.jit(lambda p: TrainState(jnp.int32(0), p, optimizer.init(p)), out_shardings=sharding)(params)
 
 
 def _fresh(model: GPT, optimizer: optax.GradientTransformation, seed: int) -> TrainState:
