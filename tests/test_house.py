@@ -42,11 +42,13 @@ HOMES = {
     "pyarrow": ("tinygpt_jax.data.story_files",),
     "multiprocessing": ("tinygpt_jax.data.shards",),
     "tiktoken": ("tinygpt_jax.tokenizer",),
+    "safetensors": ("tinygpt_jax.exchange.",),
+    "huggingface_hub": ("tinygpt_jax.data.hub", "tinygpt_jax.exchange.hub"),
     "tyro": (),
 }
 
 # Slow to import, or not always installed: only inside the function that needs them, so that --help answers at once.
-HEAVY = {"datasets", "matplotlib", "wordcloud", "pyarrow", "tensorboardX"}
+HEAVY = {"datasets", "huggingface_hub", "matplotlib", "wordcloud", "pyarrow", "tensorboardX"}
 
 
 def imports(path, deep=True):
