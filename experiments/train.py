@@ -9,7 +9,7 @@ from typing import Any
 from tyro.conf import Suppress
 
 from experiments import cli, presets
-from tinygpt_jax.config import Config, ModelConfig
+from tinygpt_jax.config import Config, ModelConfig, OriginConfig
 from tinygpt_jax.devices import Device, has_accelerator, restart_with_huge_pages, use_device
 from tinygpt_jax.distributed.place import find_place
 from tinygpt_jax.runs.checkpoint_files import saved_config
@@ -48,6 +48,20 @@ class ModelFlags(ModelConfig):
     vocab_size: Suppress[int] = ModelConfig.vocab_size
 
 
+@dataclass(frozen=True)
+class OriginFlags(OriginConfig):
+    """A trained model to go on from, with a fresh optimizer and schedule."""
+
+    sha256: Suppress[str | None] = None
+
+
+@dataclass(frozen=True)
+class InitFrom:
+    """The flag that decides which model the others describe."""
+
+    init_from: str | None = None
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse the flags and train."""
     arguments, why = parse(argv)
@@ -73,7 +87,7 @@ def parse(argv: Sequence[str] | None = None) -> tuple[Arguments, str]:
     if place := find_place(start.coordinator, start.num_processes, start.process_id):
         join(place, start.join_seconds)
     use_device(start.device, start.deterministic)
-    origin, why = _starting_point(start)
+    origin, why = _starting_point(start, cli.parse(InitFrom, argv, others=True).init_from)
     arguments = with_config(Arguments, argv, start, origin)
     if start.preset and arguments.config != origin:  # what is said of the preset may be true no more
         why = f"starting from preset {start.preset}, with your changes"
@@ -82,26 +96,39 @@ def parse(argv: Sequence[str] | None = None) -> tuple[Arguments, str]:
 
 def with_config(cls: type[Any], argv: Sequence[str], start: Any, origin: Config) -> Any:
     """An instance of `cls`, which is the dataclass of `start` with a `config`: of the flags, over those of `origin`."""
-    flags = replace(origin, model=ModelFlags(**vars(origin.model)))
+    flags = replace(origin, model=ModelFlags(**vars(origin.model)), origin=OriginFlags(**vars(origin.origin)))
     arguments = cli.parse(cls, argv, default=cls(**vars(start), config=flags))
-    config = replace(arguments.config, model=ModelConfig(**vars(arguments.config.model)))
+    given = arguments.config
+    config = replace(given, model=ModelConfig(**vars(given.model)), origin=OriginConfig(**vars(given.origin)))
     lengths = [name for word in argv if (name := word.partition("=")[0]) in ("--steps", "--epochs")]
     if lengths[-1:] == ["--epochs"]:  # or the steps of the preset, or of the run so far, would override them
         config = replace(config, training=replace(config.training, steps=None))
     return replace(arguments, config=config)
 
 
-def _starting_point(start: Start) -> tuple[Config, str]:
-    if start.preset:
-        preset = presets.get(start.preset)
-        return preset.config, f"starting from preset {start.preset}: {preset.about}"
+def _starting_point(start: Start, init_from: str | None) -> tuple[Config, str]:
     saved = saved_config(start.workdir)
-    if saved is not None:
+    if saved is not None and not start.preset:
         return saved, f"going on with the run in {start.workdir}"
-    name = "tinystories" if has_accelerator() else "quickstart"
-    reason = "an accelerator is here" if has_accelerator() else "there is no accelerator here"
-    others = " or ".join(other for other in presets.PRESETS if other != name)
-    return presets.get(name).config, f"preset {name}, because {reason} (--preset {others} to choose another)"
+    trained = saved
+    if init_from is not None and (saved is None or saved.origin.init_from != init_from):
+        from tinygpt_jax.exchange import open_model
+
+        trained = open_model(init_from).config
+    name = start.preset or ("tinystories" if has_accelerator() else "quickstart")
+    config = presets.get(name).config
+    if start.preset:
+        why = f"starting from preset {name}: {presets.get(name).about}"
+    elif init_from is not None and trained is not None:
+        config, why = trained, f"starting from the model in {init_from}, with its own settings"
+    else:
+        reason = "an accelerator is here" if has_accelerator() else "there is no accelerator here"
+        others = " or ".join(other for other in presets.PRESETS if other != name)
+        why = f"preset {name}, because {reason} (--preset {others} to choose another)"
+    if init_from is not None and trained is not None:
+        data = replace(config.data, vocabulary=trained.data.vocabulary, max_vocab=trained.data.max_vocab)
+        config = replace(config, model=trained.model, data=data, origin=OriginConfig(init_from))
+    return config, why
 
 
 if __name__ == "__main__":

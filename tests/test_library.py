@@ -136,5 +136,5 @@ def test_an_exported_folder_is_the_same_model(run, folder, tmp_path, monkeypatch
 
 
 def test_a_folder_that_is_no_model(tmp_path):
-    with pytest.raises(UserError, match="has no checkpoint"):
+    with pytest.raises(UserError, match="is not a file; give the folder of a run"):
         tinygpt_jax.load(tmp_path)

@@ -2,21 +2,15 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float
 
-from tinygpt_jax.arithmetic import resolve_arithmetic
-from tinygpt_jax.config import Config, Sampling
-from tinygpt_jax.devices import resolve_dtype
+from tinygpt_jax.config import Sampling
 from tinygpt_jax.evaluation import text_losses
-from tinygpt_jax.export import CONFIG, PARAMETERS, VOCABULARY, read_parameters
-from tinygpt_jax.files import read_text
+from tinygpt_jax.exchange import open_model
 from tinygpt_jax.generation import generate
-from tinygpt_jax.model import GPT
-from tinygpt_jax.runs.checkpoint_files import checkpoints
-from tinygpt_jax.tokenizer import Tokenizer
 from tinygpt_jax.training import checkpoint
 
 
@@ -61,23 +55,13 @@ class Run(checkpoint.Run):
         return TokenLosses([self.tokenizer.decode([token]) for token in ids], nats)
 
 
-def load(folder: str | Path, which: Literal["best", "last"] = "best") -> Run:
-    """Open the folder of a run, or of an exported model, on the device that JAX runs on.
+def load(source: str | Path) -> Run:
+    """Open a run (its best checkpoint), an exported model, or a GPT-2, on the device that JAX runs on.
 
     Args:
-        folder: what `experiments.train` or `experiments.export` wrote.
-        which: of a run, the best checkpoint by validation loss or the newest.
+        source: a folder, or whatever else `exchange.open_model` takes.
 
     Raises:
-        UserError: it is neither, or is damaged.
+        UserError: it is no model, or is damaged.
     """
-    return Run(**vars(_opened(Path(folder), which)))
-
-
-def _opened(folder: Path, which: Literal["best", "last"]) -> checkpoint.Run:
-    if checkpoints(folder) or not (folder / PARAMETERS).exists():
-        return checkpoint.open_run(folder, which)
-    config = Config.from_json(read_text(folder / CONFIG))
-    params = read_parameters(folder / PARAMETERS, config.model)
-    model = GPT(config.model, resolve_dtype(config.training.compute_dtype), arithmetic=resolve_arithmetic())
-    return checkpoint.Run(config, Tokenizer.from_json(read_text(folder / VOCABULARY)), params, 0, model, None)
+    return Run(**vars(open_model(source)))

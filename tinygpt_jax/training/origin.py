@@ -10,9 +10,9 @@ import numpy as np
 
 from tinygpt_jax.config import Config, OriginConfig
 from tinygpt_jax.errors import UsageError
+from tinygpt_jax.exchange import open_model
 from tinygpt_jax.runs.checkpoint_files import saved_config, saved_tokenizer
 from tinygpt_jax.tokenizer import Tokenizer
-from tinygpt_jax.training.checkpoint import open_run
 
 _MAY_DIFFER = frozenset({"vocab_size", "dropout"})  # which is the tokenizer's to say; which no parameter depends on
 
@@ -37,7 +37,7 @@ def find_origin(config: Config, workdir: Path) -> Origin:
         return Origin(config.origin)
     if saved := saved_config(workdir):
         return Origin(saved.origin, saved_tokenizer(workdir))
-    run = open_run(Path(folder))
+    run = open_model(folder)
     theirs = dataclasses.replace(config, model=run.config.model)
     if differing := config.differences(theirs, ignore=_MAY_DIFFER):
         raise UsageError(f"--init-from {folder}: its model is another ({'; '.join(differing)}): leave these flags out")
