@@ -34,8 +34,8 @@ class Start:
 class Arguments(Start):
     """Train a GPT to write stories. The same command again goes on where the run stopped.
 
-    Every setting starts from the preset, or from the run's own configuration when there is one. Of --steps and
-    --epochs the last one given counts.
+    Every setting starts from the preset, or from the run's own configuration when there is one, or from that of the
+    model in --init-from; the network is in any case the latter's. Of --steps and --epochs the last one given counts.
     """
 
     config: Config = field(default_factory=Config)

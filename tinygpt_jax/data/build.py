@@ -136,10 +136,8 @@ def _vocabulary(
     """
     if options["vocabulary"] == "gpt2":
         return gpt2(), 0.0
-    counts, counted_side = (
-        np.zeros(GPT2_VOCAB_SIZE, np.int64),
-        VALIDATION if options["validation_fraction"] == EVERYTHING else TRAIN,
-    )
+    counts = np.zeros(GPT2_VOCAB_SIZE, np.int64)
+    counted_side = VALIDATION if options["validation_fraction"] == EVERYTHING else TRAIN
     for tokens, lengths, side in _by_shard(shards, sides):
         counts += np.bincount(tokens[np.repeat(side == counted_side, lengths)], minlength=GPT2_VOCAB_SIZE)
     counts[GPT2_END_OF_TEXT] = 0
