@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import tyro
 
-from tinygpt_jax.distributed.voice import complain, is_one_of_several, last_words, leave
+from tinygpt_jax.distributed.voice import LostProcessError, complain, is_one_of_several, last_words, leave
 from tinygpt_jax.errors import UsageError, UserError
 
 Arguments = TypeVar("Arguments")
@@ -67,7 +67,7 @@ def run(main: Callable[[], None]) -> None:
         sys.stdout.flush()  # so that a full disk behind it is seen
     except UserError as error:
         complain(error)
-        leave(2 if isinstance(error, UsageError) else 1)
+        leave(2 if isinstance(error, UsageError) else 1, wait=not isinstance(error, LostProcessError))
     except OSError as error:
         if not isinstance(error, BrokenPipeError):  # the reader of our output, `head` for example, has seen enough
             printing = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO)  # of our files, UserError tells the name
@@ -83,7 +83,7 @@ def run(main: Callable[[], None]) -> None:
     except Exception:
         if not is_one_of_several():
             raise
-        last_words(1)
+        last_words()
 
 
 def _one_line(box: str) -> str:

@@ -4,28 +4,32 @@ The runtime ends a process from within, with twenty lines and a stack trace, whe
 or never came. Nothing in that process can say it better; this one, which reads its output, outlives it.
 """
 
+import re
 import signal
 import sys
 from collections.abc import Iterable, Iterator
 
 _ENDS = "Terminating process because the JAX distributed service detected fatal errors"
 _NEVER_CAME = "RegisterTask"
-# Of the runtime's own business.
-_NOISE = ("[Gloo] Rank", "coordination_service", "preemption_sync_manager", "distributed_runtime", "GRPC error info")
+# A message begins so, and goes on until the next.
+_BEGINS = re.compile(r"[IWEF]\d{4} \d\d:|\[Gloo\]|error: |WARNING: ")
+# Those of the runtime's own business.
+_NOISE = ("[Gloo] Rank", "coordination_service", "preemption_", "absl::InitializeLog()")
 
 
 def said(lines: Iterable[str], who: str, never_came: str, gone: str) -> Iterator[str]:
-    """What is to be shown of the runtime's lines."""
-    ended = False
+    """What is to be shown of the lines, the runtime's and our own errors: of those that end a process, the first."""
+    ended = told = noise = False
     for line in lines:
-        if ended:
-            if _NEVER_CAME in line:
-                gone = never_came
-        elif _ENDS in line:
+        if _BEGINS.match(line):
+            noise = any(word in line for word in _NOISE)
+        if ended or _ENDS in line:
             ended = True
-        elif line.strip() and not any(word in line for word in _NOISE):
+            gone = never_came if _NEVER_CAME in line else gone
+        elif not noise and line.strip():
+            told = told or line.startswith("error: ")
             yield line
-    if ended:
+    if ended and not told:
         yield f"error: {who}: {gone}\n"
 
 

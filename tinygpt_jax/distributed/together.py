@@ -12,7 +12,7 @@ import jax
 import numpy as np
 
 from tinygpt_jax.distributed.place import Place, gpus_of
-from tinygpt_jax.distributed.voice import GONE, speak_as
+from tinygpt_jax.distributed.voice import LostProcessError, speak_as
 from tinygpt_jax.errors import UsageError, UserError
 
 Result = TypeVar("Result")
@@ -40,6 +40,7 @@ def join(place: Place, seconds: int) -> None:
         f"not all {place.count} processes came to {where} within {seconds} seconds: start all of them, with the same "
         "--coordinator and --num-processes, and let each machine reach that address; --join-seconds waits longer",
     )
+    jax.config.update("jax_enable_preemption_service", True)  # with which `training.stopping` agrees on an update
     jax.distributed.initialize(
         place.coordinator,
         place.count,
@@ -127,7 +128,7 @@ def others_may_go() -> Iterator[None]:
         text = str(error)
         if jax.process_count() == 1 or not any(word in text for word in ("Gloo", "NCCL", "nccl", "UNAVAILABLE")):
             raise
-        raise UserError(GONE) from error
+        raise LostProcessError from error
 
 
 def _exchange(text: str) -> list[str]:

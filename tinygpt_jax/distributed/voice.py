@@ -11,10 +11,18 @@ from typing import NoReturn, TextIO
 from tinygpt_jax.errors import UserError
 from tinygpt_jax.terminal import harmless
 
-GONE = (
+_GONE = (
     "another process of this run has ended, or cannot be reached any more; its own last line says why. The same "
     "command goes on from the last checkpoint"
 )
+
+
+class LostProcessError(UserError):
+    """Another process of the run is gone."""
+
+    def __init__(self) -> None:
+        super().__init__(_GONE)
+
 
 _LEAVING = 10  # seconds that a process which ends with an error waits for the others to end with one of their own
 
@@ -38,7 +46,7 @@ def speak_as(index: int, count: int, never_came: str) -> None:
         for stream in (sys.stdout, sys.stderr)
     )
     relay = subprocess.Popen(
-        [sys.executable, "-m", "tinygpt_jax.distributed.relay", _name, never_came, GONE],
+        [sys.executable, "-m", "tinygpt_jax.distributed.relay", _name, never_came, _GONE],
         stdin=subprocess.PIPE,
         stdout=errors,
         start_new_session=True,  # a terminal's Ctrl-C is not for it
@@ -58,14 +66,16 @@ def speak_as(index: int, count: int, never_came: str) -> None:
 
 def complain(error: UserError | str) -> None:
     """Say in one line what was wrong; in a run of several processes, in which."""
-    who = f"{_name}: " if _errors else ""
-    print(harmless(f"error: {who}{error}"), file=_errors or sys.stderr, flush=True)
+    if _errors is None:
+        print(harmless(f"error: {error}"), file=sys.stderr)
+    else:
+        os.write(2, harmless(f"error: {_name}: {error}\n").encode())  # to the relay, which then adds nothing
 
 
-def last_words(code: int) -> NoReturn:
+def last_words() -> NoReturn:
     """End this process, one of several, with the traceback of what is being handled, whoever's it is."""
     traceback.print_exc(file=_errors)
-    leave(code)
+    leave(1)
 
 
 def is_one_of_several() -> bool:
@@ -73,16 +83,17 @@ def is_one_of_several() -> bool:
     return _errors is not None
 
 
-def leave(code: int) -> NoReturn:
-    """End this process, after an error. The others may end with an error of their own, or be lost without this one."""
+def leave(code: int, wait: bool = True) -> NoReturn:
+    """End this process, after an error. With `wait` the others may end together with it, with an error of their own."""
     if not is_one_of_several():
         sys.exit(code)
-    import jax
+    if wait:
+        import jax
 
-    # As a whole, if all end now; else at once, so that the others notice. Python's own way out would wait for them.
-    goodbye = threading.Thread(target=jax.distributed.shutdown, daemon=True)
-    goodbye.start()
-    goodbye.join(_LEAVING)
+        # Not Python's own way out, which would wait for them for minutes: if they do not end, they are to notice.
+        goodbye = threading.Thread(target=jax.distributed.shutdown, daemon=True)
+        goodbye.start()
+        goodbye.join(_LEAVING)
     with contextlib.suppress(OSError):
         sys.stdout.flush()
     os._exit(code)
