@@ -7,11 +7,16 @@ import pytest
 
 from tests.test_activations import SHAPE, TOKENS, large_parameters
 from tinygpt_jax import functional as F
+from tinygpt_jax import fused
 from tinygpt_jax.arithmetic import functional_with
-from tinygpt_jax.config import ModelConfig, Sampling
+from tinygpt_jax.config import ModelConfig, OptimizerConfig, Sampling, TrainingConfig
+from tinygpt_jax.data.batches import Batch
 from tinygpt_jax.errors import UsageError
 from tinygpt_jax.generation.decoding import decode
 from tinygpt_jax.model import GPT
+from tinygpt_jax.training.optimizer import make_optimizer
+from tinygpt_jax.training.sharding import make_mesh, put_batch
+from tinygpt_jax.training.step import initial_state, make_train_step
 
 
 def test_own_functions_are_used_in_training_and_in_decoding():
@@ -44,6 +49,20 @@ def test_own_functions_are_used_in_training_and_in_decoding():
 
 def forward(model):
     return jax.jit(lambda params, tokens: model.apply({"params": params}, tokens))
+
+
+def test_the_step_of_training_takes_own_functions():
+    """It hands pieces of the loss to those who know of them alone."""
+    config, mesh = TrainingConfig(batch_size=2), make_mesh(devices=jax.devices()[:1])
+    batch = Batch(TOKENS, TOKENS, TOKENS > 5)
+    losses = []
+    for arithmetic in (F, fused, functional_with(gelu=F.relu), functional_with(relu=F.gelu)):
+        model, optimizer = GPT(ModelConfig(**SHAPE), arithmetic=arithmetic), make_optimizer(OptimizerConfig(), 1)
+        update = make_train_step(model, optimizer, config, mesh)
+        state = initial_state(model, optimizer, 0, mesh, jax.device_get(large_parameters(model.config)))
+        losses.append(float(update(state, put_batch(batch, mesh), 0)[1].loss))
+    np.testing.assert_allclose(losses[:3], losses[0], rtol=1e-5)
+    assert abs(losses[3] - losses[0]) > 0.01
 
 
 def test_an_own_function_of_a_name_that_nobody_calls():
