@@ -12,8 +12,8 @@ from typing import Any, TypeVar
 
 import tyro
 
+from tinygpt_jax.distributed.voice import LostProcessError, complain, is_one_of_several, last_words, leave
 from tinygpt_jax.errors import UsageError, UserError
-from tinygpt_jax.terminal import harmless
 
 Arguments = TypeVar("Arguments")
 
@@ -65,20 +65,24 @@ def run(main: Callable[[], None]) -> None:
         main()
         sys.stdout.flush()  # so that a full disk behind it is seen
     except UserError as error:
-        print(harmless(f"error: {error}"), file=sys.stderr)
-        sys.exit(2 if isinstance(error, UsageError) else 1)
+        complain(error)
+        leave(2 if isinstance(error, UsageError) else 1, wait=not isinstance(error, LostProcessError))
     except OSError as error:
         if not isinstance(error, BrokenPipeError):  # the reader of our output, `head` for example, has seen enough
             printing = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EIO)  # of our files, UserError tells the name
             where = error.filename or ("standard output" if printing else "the system says")
-            print(harmless(f"error: {where}: {error.strerror or error}"), file=sys.stderr)
+            complain(f"{where}: {error.strerror or error}")
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115, or Python would try to write the rest again, and complain
-        sys.exit(1)
+        leave(1)
     except KeyboardInterrupt:
         # At once: threads of a library that was saving would go on, and complain at length that Python has ended.
         with contextlib.suppress(OSError):
             sys.stdout.flush()
         os._exit(130)
+    except Exception:
+        if not is_one_of_several():
+            raise
+        last_words()
 
 
 def _one_line(box: str) -> str:

@@ -77,7 +77,8 @@ def train(arguments: Arguments, name: str) -> list[tuple[int, float]]:
     from tinygpt_jax.functional import cross_entropy
     from tinygpt_jax.model import GPT
     from tinygpt_jax.training.optimizer import make_optimizer
-    from tinygpt_jax.training.step import TrainState, make_mesh, make_train_step, put_batch
+    from tinygpt_jax.training.sharding import make_mesh, put_batch
+    from tinygpt_jax.training.step import TrainState, make_train_step
 
     class SoftmaxTwice(GPT):
         """The mistake: `cross_entropy` takes what it is given for logits, and applies softmax to it."""

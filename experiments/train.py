@@ -11,6 +11,7 @@ from tyro.conf import Suppress
 from experiments import cli, presets
 from tinygpt_jax.config import Config, ModelConfig
 from tinygpt_jax.devices import Device, has_accelerator, restart_with_huge_pages, use_device
+from tinygpt_jax.distributed.place import find_place
 from tinygpt_jax.runs.checkpoint_files import saved_config
 
 
@@ -22,6 +23,11 @@ class Start:
     preset: str | None = None  # quickstart, laptop, tinystories or tinystories-modern (default: what the device can do)
     device: Device = "auto"  # gpu fails where there is none
     deterministic: bool = False  # the same bits in every run on a GPU too, at some cost in speed
+    mesh: str | None = None  # how the devices share the work, such as data=4,fsdp=2 (default: all on data)
+    coordinator: str | None = None  # several processes: HOST:PORT of process 0 (default: as the cluster says)
+    num_processes: int | None = None  # how many there are
+    process_id: int | None = None  # this one's number, from 0
+    join_seconds: int = 300  # how long they wait for each other at the start
 
 
 @dataclass(frozen=True)
@@ -47,9 +53,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments, why = parse(argv)
     print(why, flush=True)
 
+    from tinygpt_jax.distributed.together import is_first
     from tinygpt_jax.training.loop import train
+    from tinygpt_jax.training.sharding import make_mesh
 
-    if train(arguments.config, arguments.workdir):
+    if train(arguments.config, arguments.workdir, mesh=make_mesh(arguments.mesh)) and is_first():
         from tinygpt_jax.report import write_report
 
         # Also of a run that was finished already: it may have been killed after its last checkpoint and before this.
@@ -60,6 +68,10 @@ def parse(argv: Sequence[str] | None = None) -> tuple[Arguments, str]:
     """What the flags ask for, and from where their defaults come. Decides the device too, which some depend on."""
     argv = sys.argv[1:] if argv is None else argv
     start = cli.parse(Start, argv, others=True)
+    from tinygpt_jax.distributed.together import join
+
+    if place := find_place(start.coordinator, start.num_processes, start.process_id):
+        join(place, start.join_seconds)
     use_device(start.device, start.deterministic)
     origin, why = _starting_point(start)
     arguments = with_config(Arguments, argv, start, origin)

@@ -104,15 +104,15 @@ def has_accelerator() -> bool:
 
 
 def describe_devices() -> str:
-    """For example `4 x NVIDIA H100 80GB HBM3` or `CPU, 2 cores (AVX-512, AMX)`."""
+    """For example `16 x NVIDIA H100 80GB HBM3 in 2 processes` or `CPU, 2 cores (AVX-512, AMX)`."""
     import jax
 
-    devices = jax.devices()
+    devices, processes = jax.devices(), f" in {jax.process_count()} processes" if jax.process_count() > 1 else ""
     if devices[0].platform != "cpu":
-        return (f"{len(devices)} x " if len(devices) > 1 else "") + devices[0].device_kind
+        return (f"{len(devices)} x " if len(devices) > 1 else "") + devices[0].device_kind + processes
     sets = instruction_sets()
     described = f"CPU, {os.cpu_count()} cores" + (f" ({', '.join(sets)})" if sets else "")
-    return described + (f", as {len(devices)} devices" if len(devices) > 1 else "")
+    return described + (f", as {len(devices)} devices" if len(devices) > 1 else "") + processes
 
 
 def instruction_sets(cpuinfo: Path = Path("/proc/cpuinfo")) -> list[str]:

@@ -96,6 +96,11 @@ class Checkpoint:
 
     folder: Path
 
+    @classmethod
+    def of(cls, workdir: Path, step: int) -> "Checkpoint":
+        """That of a run's folder after so many updates, if it is there."""
+        return cls(workdir / "checkpoints" / f"{step:08d}")
+
     @property
     def step(self) -> int:
         """Updates done when it was written."""

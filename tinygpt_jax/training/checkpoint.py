@@ -28,6 +28,7 @@ from jax.sharding import Mesh, SingleDeviceSharding
 from tinygpt_jax.arithmetic import resolve_arithmetic
 from tinygpt_jax.config import Config
 from tinygpt_jax.devices import resolve_dtype
+from tinygpt_jax.distributed.together import is_first
 from tinygpt_jax.errors import UserError, first_line
 from tinygpt_jax.files import sync
 from tinygpt_jax.model import GPT, abstract_params
@@ -133,21 +134,25 @@ def restore_state(checkpoint: Checkpoint, optimizer: optax.GradientTransformatio
 def save(workdir: Path, state: TrainState, progress: Progress, config: Config, tokenizer: Tokenizer) -> Checkpoint:
     """Write a checkpoint, then remove those that are neither among the newest two nor the best.
 
+    Every process of a run writes the arrays that it holds, and process 0 all the rest.
+
     Raises:
         UserError: it could not be written, for want of space for example; earlier checkpoints are as they were.
     """
-    parent = workdir / "checkpoints"
-    final = Checkpoint(parent / f"{progress.step:08d}")
+    parent, final = workdir / "checkpoints", Checkpoint.of(workdir, progress.step)
     temporary = parent / f".writing-{progress.step:08d}"
     if final.folder.exists():  # a run is deterministic: it holds this state
         return final
     try:
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-        with _quietly(), ocp.Checkpointer(ocp.StandardCheckpointHandler()) as checkpointer:
+        if is_first():
+            shutil.rmtree(temporary, ignore_errors=True)
+            temporary.mkdir(parents=True)
+        with _quietly(), _checkpointer() as checkpointer:
             for item in ("params", "opt_state"):
                 target = (temporary / item).resolve()
                 checkpointer.save(target, args=ocp.args.StandardSave(getattr(state, item)))
+        if not is_first():
+            return final
         for name, said in (("config", config), ("tokenizer", tokenizer), ("progress", progress)):
             (temporary / f"{name}.json").write_text(said.to_json(), encoding="utf-8")
         write_manifest(temporary)
@@ -157,12 +162,24 @@ def save(workdir: Path, state: TrainState, progress: Progress, config: Config, t
         temporary.rename(final.folder)
         sync(parent)
     except Exception as error:  # Orbax wraps what the file system says in exceptions of several libraries
-        shutil.rmtree(temporary, ignore_errors=True)
+        if is_first():
+            shutil.rmtree(temporary, ignore_errors=True)
         kept = checkpoints(workdir)
         last = f"the checkpoint of step {kept[-1].step} is intact" if kept else "there is no earlier one"
         raise UserError(f"could not write a checkpoint to {parent}: {first_line(error)}; {last}") from error
     _remove_old(workdir)
     return final
+
+
+def _checkpointer(**options: Any) -> ocp.Checkpointer:
+    """Orbax's, for one process or for all that there are.
+
+    Told who they are, they wait for each other through JAX's service and not on the devices, where training goes on.
+    """
+    processes = None if jax.process_count() == 1 else set(range(jax.process_count()))
+    together = ocp.options.MultiprocessingOptions(active_processes=processes)
+    handler = ocp.StandardCheckpointHandler(multiprocessing_options=together, **options)
+    return ocp.Checkpointer(handler, multiprocessing_options=together)
 
 
 def _remove_old(workdir: Path) -> None:
@@ -192,8 +209,7 @@ def _restore(checkpoint: Checkpoint, item: str, abstract: Any, sharding: Any = N
     # The file says for itself in what pieces it is stored, and a stranger's may say pieces of any size.
     gigabytes = 1 + sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(target)) // 10**9
     try:
-        handler = ocp.StandardCheckpointHandler(restore_concurrent_gb=gigabytes)
-        with _quietly(), ocp.Checkpointer(handler) as checkpointer:
+        with _quietly(), _checkpointer(restore_concurrent_gb=gigabytes) as checkpointer:
             arrays = checkpointer.restore(folder, args=ocp.args.StandardRestore(target))
     except Exception as error:  # as many kinds as there are libraries below
         checkpoint.raise_if_gone()

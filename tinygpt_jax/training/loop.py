@@ -1,17 +1,19 @@
 """A training run from start to finish: prepare, restore, loop."""
 
-import signal
+import json
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
+import jax
 from jax.sharding import Mesh
 
 from tinygpt_jax.config import FREE_TO_CHANGE, Config
 from tinygpt_jax.data.corpus import prepare
-from tinygpt_jax.errors import UsageError
+from tinygpt_jax.distributed.together import agree, in_turn, is_first, of_first, others_may_go, running
+from tinygpt_jax.errors import UsageError, UserError
 from tinygpt_jax.evaluation import evaluate
 from tinygpt_jax.files import write_atomically
 from tinygpt_jax.generation import Sampling, generate
@@ -24,8 +26,9 @@ from tinygpt_jax.training import checkpoint
 from tinygpt_jax.training.metrics import NonFiniteError, TrainingLog, event_writer
 from tinygpt_jax.training.parts import Parts, announce, check_memory
 from tinygpt_jax.training.saving import Saver
-from tinygpt_jax.training.sharding import make_mesh, put_batch
+from tinygpt_jax.training.sharding import make_mesh, on_one_device, put_batch
 from tinygpt_jax.training.step import TrainState, initial_state, memory_errors
+from tinygpt_jax.training.stopping import Stop, stop_signals
 
 # (model, parameters, tokenizer, seed) -> for each prompt, itself and a story that begins with it
 Sampler = Callable[[GPT, Any, Tokenizer, int], list[tuple[str, str]]]
@@ -57,19 +60,15 @@ def train(config: Config, workdir: Path, *, mesh: Mesh | None = None, sampler: S
         UsageError: the configuration cannot work, or is not that of the run to resume.
         UserError: the data, the folder or the device is at fault, its memory is full, or the loss is not finite.
     """
-    check_folder(workdir)
-    if saved_before := saved_config(workdir):
-        _check_settings(config, saved_before, workdir)
-    else:
-        check_is_ours(workdir)
-    check_memory(config)
-    if config.training.tensorboard:
-        event_writer()  # missing, it is missed before stories are prepared for hours
-    parts = Parts(config, prepare(config.data), mesh or make_mesh())
-    with sole_process(workdir), memory_errors(config.training), _stop_signals() as stop:
-        saved = _matching_checkpoint(parts, workdir)
-        progress = saved.progress() if saved else Progress(step=0, corpus=parts.corpus.fingerprint)
-        _describe(parts, workdir, saved, progress)
+    mesh = mesh or make_mesh()
+    in_turn(lambda: _check(config, workdir))
+    agree(_facts(config), "start them with the same code and the same flags")
+    check_memory(config, mesh)
+    parts = Parts(config, in_turn(lambda: prepare(config.data)), mesh)
+    agree({"stories": parts.corpus.fingerprint}, "give each machine the same --data")
+    with ExitStack() as held, memory_errors(config.training), others_may_go(), stop_signals() as stop:
+        _claim(workdir, held)
+        saved, progress = _where_it_stands(parts, workdir)
         if progress.step >= parts.total_steps:
             print(f"{workdir} is finished: {progress.step:,} steps are done. To go on: --steps {2 * progress.step}")
             return True
@@ -79,24 +78,24 @@ def train(config: Config, workdir: Path, *, mesh: Mesh | None = None, sampler: S
             state = initial_state(parts.model, parts.optimizer, config.training.seed, parts.mesh)
         announce(parts, state, f"resuming after step {progress.step:,} of" if saved else "training")
         saver = Saver(workdir, parts.config, parts.corpus.tokenizer)
-        with closing(TrainingLog(parts, workdir, progress)) as log, saver:
+        with closing(TrainingLog(parts, workdir if is_first() else None, progress)) as log, saver:
             return _update_to_the_end(parts, state, log, saver, sampler, stop)
 
 
 def _update_to_the_end(
-    parts: Parts, state: TrainState, log: TrainingLog, saver: Saver, sampler: Sampler, stop: list[int]
+    parts: Parts, state: TrainState, log: TrainingLog, saver: Saver, sampler: Sampler, stop: Stop
 ) -> bool:
-    """Update, evaluate and save, until the last step (true) or until `stop` holds a signal."""
-    training, step = parts.config.training, int(state.step)
+    """Update, evaluate and save, until the last step (true) or until `stop` says so."""
+    training, step, stopping = parts.config.training, int(state.step), False
     try:
         for batch in parts.batches.iterate(step):
             state, metrics = parts.update(state, put_batch(batch, parts.mesh), step)
             step += 1
             log.add(step, metrics)
             saver.check()
-            is_last = step == parts.total_steps
+            is_last, stopping = step == parts.total_steps, stop.after(step)
             evaluates = is_last or step % training.eval_every == 0
-            saves = evaluates or stop or (training.save_every and step % training.save_every == 0)
+            saves = evaluates or stopping or (training.save_every and step % training.save_every == 0)
             if saves:
                 log.read()
                 with log.pause():
@@ -104,7 +103,7 @@ def _update_to_the_end(
                         saver.wait()
                     loss = _evaluate(parts, state.params, step, log, sampler) if evaluates else None
                     saver.save(state, log.progress(step, loss))
-            if is_last or (saves and stop):
+            if is_last or stopping:
                 break
     except NonFiniteError:
         # Updates after the bad one changed nothing: this is the state before it.
@@ -112,18 +111,75 @@ def _update_to_the_end(
         saver.wait()
         raise
     saver.wait()
-    if stop:
-        name = signal.Signals(stop[0]).name
-        log.note(f"{name}: saved at step {step:,}. The same command goes on from there.")
+    if stopping:
+        log.note(f"{stop}: saved at step {step:,}. The same command goes on from there.")
     return step == parts.total_steps
 
 
 def _evaluate(parts: Parts, params: Any, step: int, log: TrainingLog, sampler: Sampler) -> float:
     """Measure the fixed validation batches, write a story for each prompt, and return the loss."""
-    result = evaluate(parts.model, params, (put_batch(batch, parts.mesh) for batch in parts.validation))
+    with jax.set_mesh(parts.mesh):
+        result = evaluate(parts.model, params, (put_batch(batch, parts.mesh) for batch in parts.validation))
     log.evaluated(step, result)
-    log.sampled(step, sampler(parts.model, params, parts.corpus.tokenizer, parts.config.training.seed))
+    params = on_one_device(params, parts.mesh)
+    if is_first():
+        log.sampled(step, sampler(parts.model, params, parts.corpus.tokenizer, parts.config.training.seed))
     return result.loss
+
+
+def _check(config: Config, workdir: Path) -> None:
+    """Raise UserError if it is known before any work that this run cannot be."""
+    check_folder(workdir)
+    if saved_before := saved_config(workdir):
+        _check_settings(config, saved_before, workdir)
+    else:
+        check_is_ours(workdir)
+    if config.training.tensorboard:
+        event_writer()  # missing, it is missed before stories are prepared for hours
+
+
+def _facts(config: Config) -> dict[str, str]:
+    """What all processes must have been started with; where the stories lie may differ between machines."""
+    settings = json.loads(config.to_json())
+    facts = {f"{group}.{name}": str(value) for group, values in settings.items() for name, value in values.items()}
+    return {name: value for name, value in facts.items() if name not in ("data.source", "data.cache_dir")} | running()
+
+
+def _claim(workdir: Path, held: ExitStack) -> None:
+    """Hold the run's folder, until `held` is closed. All processes must see the same one.
+
+    Raises:
+        UserError: another run holds it, or they do not.
+    """
+
+    def holder() -> str:
+        lock = workdir / ".lock"
+        return f"{lock.read_text()} since {lock.stat().st_mtime_ns}" if lock.is_file() else ""
+
+    def claim() -> str:
+        held.enter_context(sole_process(workdir))
+        return holder()
+
+    def compare() -> None:
+        if holder() != first:
+            raise UserError(f"--workdir {workdir} is not the folder of process 0: give one that all machines share")
+
+    first = of_first(claim)
+    in_turn(compare)
+
+
+def _where_it_stands(parts: Parts, workdir: Path) -> tuple[Checkpoint | None, Progress]:
+    """The checkpoint to go on from, if there is one. Process 0 looks for it, and writes what the run is."""
+
+    def look() -> str:
+        found = _matching_checkpoint(parts, workdir)
+        _describe(parts, workdir, found, found.progress() if found else Progress(0, parts.corpus.fingerprint))
+        return str(found.step) if found else ""
+
+    if not (step := of_first(look)):
+        return None, Progress(step=0, corpus=parts.corpus.fingerprint)
+    saved = Checkpoint.of(workdir, int(step))
+    return saved, saved.progress()
 
 
 def _matching_checkpoint(parts: Parts, workdir: Path) -> Checkpoint | None:
@@ -173,26 +229,3 @@ def _describe(parts: Parts, workdir: Path, saved: Checkpoint | None, progress: P
     told, would_tell = ((x.data.source, x.training.eval_batches) for x in (before, config))  # the rest cannot change
     if mark is None or told != would_tell or has_changed(workdir / "corpus.json", mark):
         write_summary(workdir, config, parts.corpus)
-
-
-@contextmanager
-def _stop_signals() -> Iterator[list[int]]:
-    """Collect signals in a list in place of dying; a Ctrl-C after the first one is the usual KeyboardInterrupt.
-
-    SIGPIPE is among them: it comes with the first line that nobody reads any more.
-    """
-    received: list[int] = []
-
-    def remember(number, frame):
-        received.append(number)
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-
-    numbers = [signal.SIGINT, signal.SIGTERM, signal.SIGPIPE]
-    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # else nohup, under which a run is to outlive its terminal
-        numbers.append(signal.SIGHUP)
-    previous = {number: signal.signal(number, remember) for number in numbers}
-    try:
-        yield received
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)

@@ -34,12 +34,16 @@ class TrainingLog:
     """
 
     def __init__(
-        self, parts: Parts, workdir: Path, progress: Progress, clock: Callable[[], float] = time.monotonic
+        self, parts: Parts, workdir: Path | None, progress: Progress, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        """Go on after `progress`, with those of its updates that no line tells of yet."""
+        """Go on after `progress`, with those of its updates that no line tells of yet.
+
+        Without a folder nothing is written: of several processes only the first has one.
+        """
         from tqdm import tqdm
 
-        cut_back(workdir, progress.files)
+        if workdir is not None:
+            cut_back(workdir, progress.files)
         self._parts, self._workdir, self._start, self._timed = parts, workdir, progress.step, progress.step
         self._waiting: list[tuple[int, StepMetrics]] = []
         self._unlogged = list(progress.unlogged)  # (loss, gradient norm) of the updates read since the last line
@@ -47,7 +51,7 @@ class TrainingLog:
         self._bar = tqdm(total=parts.total_steps, initial=progress.step, unit="step", dynamic_ncols=True, disable=None)
         self._clock, self._since, self._peak = clock, clock(), peak_flops()
         self._board = None
-        if parts.config.training.tensorboard:
+        if parts.config.training.tensorboard and workdir is not None:
             # An earlier process may have got further than its last checkpoint: steps that come again are shown once.
             self._board = event_writer()(str(workdir / "tensorboard"), purge_step=progress.step + 1)
 
@@ -84,7 +88,7 @@ class TrainingLog:
     def sampled(self, step: int, stories: Sequence[tuple[str, str]]) -> None:
         """Write what the model told after update `step`, by prompt, and show the first."""
         for prompt, text in stories:
-            add_line(self._workdir / "samples.jsonl", {"step": step, "prompt": prompt, "text": text})
+            self._add("samples.jsonl", {"step": step, "prompt": prompt, "text": text})
         self.note(f"    {harmless(' '.join(stories[0][1].split()))}")
 
     def note(self, text: str) -> None:
@@ -106,7 +110,7 @@ class TrainingLog:
 
     def progress(self, step: int, validation_loss: float | None) -> Progress:
         """What a checkpoint of the state after update `step` keeps of it all, so that another log can go on."""
-        fingerprint, files = self._parts.corpus.fingerprint, marks_of(self._workdir)
+        fingerprint, files = self._parts.corpus.fingerprint, marks_of(self._workdir) if self._workdir else {}
         return Progress(step, fingerprint, validation_loss, tuple(self._unlogged), files)
 
     def close(self) -> None:
@@ -141,7 +145,7 @@ class TrainingLog:
         if self._peak:
             timing["share_of_peak"] = speed * model.flops_per_token / self._peak
             text += f", {timing['share_of_peak']:.0%} of peak"
-        add_line(self._workdir / "timings.jsonl", timing)
+        self._add("timings.jsonl", timing)
         if not self._bar.disable:  # which reckons for itself how much time is left
             self._bar.set_postfix_str(text, refresh=False)
             self._bar.update(step - self._bar.n)
@@ -150,8 +154,12 @@ class TrainingLog:
             left = duration((parts.total_steps - step) * seconds / steps) if step > self._start + 1 else "unknown time"
             self.note(f"step {step:,}/{parts.total_steps:,}: {text}, {left} left")
 
+    def _add(self, name: str, line: dict[str, Any]) -> None:
+        if self._workdir is not None:
+            add_line(self._workdir / name, line)
+
     def _write(self, line: dict[str, Any]) -> None:
-        add_line(self._workdir / "metrics.jsonl", line)
+        self._add("metrics.jsonl", line)
         if self._board is not None:
             for name, value in line.items():
                 self._board.add_scalar(name, value, line["step"])

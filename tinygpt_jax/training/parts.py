@@ -56,11 +56,11 @@ def make_model(config: Config, mesh: Mesh) -> GPT:
     return GPT(config.model, dtype, training.remat, arithmetic)
 
 
-def check_memory(config: Config) -> None:
-    """Raise UserError if no device has room for the parameters, which are counted before anything is made."""
+def check_memory(config: Config, mesh: Mesh) -> None:
+    """Raise UserError if a device has no room for its parameters, which are counted before anything is made."""
     tokens = ModelConfig.vocab_size if config.data.vocabulary == "gpt2" else 257  # at least all bytes, end of text
     count = dataclasses.replace(config.model, vocab_size=tokens).matrix_parameters
-    needed, available = 16 * count / 2**30, device_memory() / 2**30
+    needed, available = 16 * count / mesh.shape["fsdp"] / 2**30, device_memory() / 2**30
     if needed > available:
         raise UserError(
             f"this model does not fit: {count:,} parameters need {needed:,.1f} GiB (16 bytes each, with a gradient and "

@@ -9,6 +9,7 @@ from typing import Any
 import jax
 
 from tinygpt_jax.config import Config
+from tinygpt_jax.distributed.together import is_first
 from tinygpt_jax.runs.checkpoint_files import Checkpoint, Progress
 from tinygpt_jax.tokenizer import Tokenizer
 from tinygpt_jax.training import checkpoint
@@ -16,7 +17,8 @@ from tinygpt_jax.training.step import TrainState
 
 
 class Saver(AbstractContextManager):
-    """Writes the checkpoints of a run in a thread, one after the other. For the process that holds the run's lock.
+    """Writes the checkpoints of a run in a thread, one after the other. For the process that holds the run's lock,
+    and for those that train with it: each writes what its devices hold.
 
     As a context it waits for the save under way, unless a KeyboardInterrupt is to end everything at once.
     """
@@ -26,6 +28,8 @@ class Saver(AbstractContextManager):
         self._workdir, self._config, self._tokenizer = workdir, config, tokenizer
         self._thread = ThreadPoolExecutor(1, "save")
         self._under_way: Future[Checkpoint] | None = None
+        if not is_first():
+            return
         folder = workdir / "checkpoints"
         folder.mkdir(exist_ok=True)
         for leftover in (*folder.glob(".writing-*"), *folder.glob(".removing-*")):

@@ -81,6 +81,13 @@ def rows_here(rows: int, mesh: Mesh) -> range:
     return range(min(here) * share, (max(here) + 1) * share)
 
 
+def on_one_device(arrays: Any, mesh: Mesh) -> Any:
+    """All of a state's arrays, on a device of this process. Every process takes part."""
+    if mesh.shape["fsdp"] > 1:
+        arrays = jax.jit(lambda x: x, out_shardings=replicated(mesh))(arrays)
+    return jax.tree.map(lambda x: x.addressable_data(0), arrays)
+
+
 def put_batch(batch: Batch, mesh: Mesh) -> Batch:
     """Send this process's rows of a batch to its devices."""
     return Batch(*(jax.make_array_from_process_local_data(by_rows(mesh), x) for x in batch))
