@@ -1,6 +1,5 @@
 """Write a trained model for other programs: python -m experiments.export --workdir runs/ --to model/"""
 
-import dataclasses
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from experiments import cli
 from experiments.presets import PRESETS
-from tinygpt_jax.config import Config
+from tinygpt_jax.config import FREE_TO_CHANGE, Config
 from tinygpt_jax.devices import use_device
 
 if TYPE_CHECKING:
@@ -61,19 +60,21 @@ def _card(run: "Run", workdir: Path) -> str:
 
 
 def training_command(config: Config) -> str:
-    """The command that trains so: the preset that is nearest, and a flag for each setting that differs."""
-    free = frozenset(["vocab_size"])
+    """The command that trains so: the preset that is nearest, and a flag for each setting that differs and matters."""
+    free = FREE_TO_CHANGE - {"steps", "epochs", "source"}
     preset = min(PRESETS, key=lambda name: len(config.differences(PRESETS[name].config, free)))
-    before = dataclasses.asdict(PRESETS[preset].config)
-    words = ["python", "-m", "experiments.train", "--preset", preset]
-    for group, values in dataclasses.asdict(config).items():
-        for name, value in values.items():
-            if name not in free and value != before[group][name]:
-                words += _flag("data" if name == "source" else name.replace("_", "-"), value)
+    before, words = PRESETS[preset].config, ["python", "-m", "experiments.train", "--preset", preset]
+    for group in ("model", "data", "optimizer", "training"):
+        for name, value in vars(getattr(config, group)).items():
+            if name not in free and value != getattr(getattr(before, group), name):
+                words += _flag(name, value)
+    if config.training.steps is None and before.training.steps:
+        words += _flag("epochs", config.training.epochs)
     return shlex.join(words)
 
 
 def _flag(name: str, value: Any) -> list[str]:
+    name = "data" if name == "source" else name.replace("_", "-")
     if isinstance(value, bool):
         return [f"--{name}" if value else f"--no-{name}"]
     return [f"--{name}", str(value)]

@@ -20,6 +20,7 @@ SMALL = {
     "evaluate": "",
     "report": "",
     "export": "",
+    "import_model": "",
     "double_softmax": "--seconds 0.5",
     "benchmark": "--sizes quickstart --repeats 1",
     "doctor": "",
@@ -39,6 +40,7 @@ def folder(tmp_path_factory):
         patch.chdir(folder)
         patch.setenv("HF_HUB_OFFLINE", "1")
         run("python -m experiments.train --workdir runs/ --preset quickstart")
+        run("python -m experiments.export --workdir runs/ --to gpt2 --format huggingface")  # in place of the hub's
     return folder
 
 

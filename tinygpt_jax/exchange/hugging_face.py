@@ -98,7 +98,7 @@ def read_hugging_face(
     except UsageError as error:
         raise UserError(f"{place}: {error}") from None
     kind = document["model_type"]
-    stored = {bare(name): tensor for name, tensor in stored_tensors(files).items() if not MASK.fullmatch(bare(name))}
+    stored = {name: x for name, x in stored_tensors(files, called=bare).items() if not MASK.fullmatch(name)}
     shapes = stock_shapes(kind, whole)
     if whole.tie_embeddings and HEAD in stored:
         shapes[HEAD] = (whole.vocab_size, whole.d_model)

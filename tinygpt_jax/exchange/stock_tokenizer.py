@@ -105,7 +105,7 @@ def read_tokenizer(folder: Path, vocab_size: int) -> Tokenizer:
         if merges != gpt2_merges() or vocab != {**numbers, END: found.end_of_text} or found.vocab_size != vocab_size:
             raise ValueError(f"its tokens or merges are others, or not {vocab_size:,}")
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
-        why = f"{error!r} is missing" if isinstance(error, KeyError) else error
+        why = f"it has no {error}" if isinstance(error, KeyError) else error
         raise UserError(f"{path} is not GPT-2's tokenizer, nor cut from it, which this program needs: {why}") from None
     return found
 

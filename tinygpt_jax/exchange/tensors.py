@@ -1,6 +1,6 @@
 """Parameters by name, in safetensors files of which nothing is trusted."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,11 +46,15 @@ def assembled(config: ModelConfig, arrays: Mapping[str, np.ndarray]) -> Any:
     return jax.tree.unflatten(jax.tree.structure(form), leaves)
 
 
-def stored_tensors(paths: Sequence[Path]) -> dict[str, Stored]:
-    """What safetensors files say they hold. Nothing is loaded.
+def stored_tensors(paths: Sequence[Path], called: Callable[[str], str] = str) -> dict[str, Stored]:
+    """What safetensors files say they hold, by name. Nothing is loaded.
+
+    Args:
+        paths: the files of one model.
+        called: what a tensor is called here that has this name there.
 
     Raises:
-        UserError: one is not a whole safetensors file, or two hold a tensor of the same name.
+        UserError: one is not a whole safetensors file, or two tensors have the same name.
     """
     found: dict[str, Stored] = {}
     for path in paths:
@@ -62,11 +66,11 @@ def stored_tensors(paths: Sequence[Path]) -> dict[str, Stored]:
             raise UserError(f"{path} is not a safetensors file of a model: its header would have {header:,} bytes")
         try:
             with safe_open(path, framework="np") as file:
-                for name in file.keys():  # noqa: SIM118, it is no dict
+                for there in file.keys():  # noqa: SIM118, it is no dict
+                    name, part = called(there), file.get_slice(there)
                     if name in found:
-                        raise UserError(f"{path} and {found[name].path.name} both hold {name[:100]!r}")
-                    part = file.get_slice(name)
-                    found[name] = Stored(path, name, part.get_dtype(), tuple(part.get_shape()))
+                        raise UserError(f"{path} holds {name[:100]!r}, and so does {found[name].path}: one too many")
+                    found[name] = Stored(path, there, part.get_dtype(), tuple(part.get_shape()))
         except SafetensorError as error:
             raise UserError(f"{path} is not a whole safetensors file: {error}") from None
     return found
