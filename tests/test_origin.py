@@ -18,6 +18,7 @@ from tinygpt_jax import evaluation
 from tinygpt_jax.data.batches import EvaluationBatches, Rows
 from tinygpt_jax.data.corpus import prepare
 from tinygpt_jax.errors import UsageError, UserError
+from tinygpt_jax.exchange import open_model
 from tinygpt_jax.exchange.native import export_native
 from tinygpt_jax.runs.checkpoint_files import Checkpoint, saved_config
 from tinygpt_jax.training.checkpoint import open_run, restore_state
@@ -87,6 +88,12 @@ def test_an_exported_model_is_the_same_start(folder, tuned):
     main(flags(folder, folder / "from_exported", "exported"))
     found, expected = outcome(folder / "from_exported"), outcome(tuned)
     compare("the exported model", found, expected)
+
+
+def test_what_is_exported_tells_no_path_of_this_machine(folder, tuned):
+    export_native(open_run(tuned), folder / "tuned_exported")
+    assert str(folder) not in (folder / "tuned_exported" / "config.json").read_text()
+    assert open_model(folder / "tuned_exported").config.origin.init_from == "old"
 
 
 def test_stopped_and_resumed_without_the_other_run_it_ends_the_same(folder, tuned):
