@@ -110,25 +110,29 @@ def _starting_point(start: Start, init_from: str | None) -> tuple[Config, str]:
     saved = saved_config(start.workdir)
     if saved is not None and not start.preset:
         return saved, f"going on with the run in {start.workdir}"
-    trained = saved
-    if init_from is not None and (saved is None or saved.origin.init_from != init_from):
+    config, why = _preset(start.preset)
+    if init_from is None:
+        return config, why
+    if saved is not None and saved.origin.init_from == init_from:  # the other model may be gone
+        trained = saved
+    else:
         from tinygpt_jax.exchange import open_model
 
         trained = open_model(init_from).config
-    name = start.preset or ("tinystories" if has_accelerator() else "quickstart")
-    config = presets.get(name).config
-    if start.preset:
-        why = f"starting from preset {name}: {presets.get(name).about}"
-    elif init_from is not None and trained is not None:
+    if not start.preset:
         config, why = trained, f"starting from the model in {init_from}, with its own settings"
-    else:
-        reason = "an accelerator is here" if has_accelerator() else "there is no accelerator here"
-        others = " or ".join(other for other in presets.PRESETS if other != name)
-        why = f"preset {name}, because {reason} (--preset {others} to choose another)"
-    if init_from is not None and trained is not None:
-        data = replace(config.data, vocabulary=trained.data.vocabulary, max_vocab=trained.data.max_vocab)
-        config = replace(config, model=trained.model, data=data, origin=OriginConfig(init_from))
-    return config, why
+    data = replace(config.data, vocabulary=trained.data.vocabulary, max_vocab=trained.data.max_vocab)
+    return replace(config, model=trained.model, data=data, origin=OriginConfig(init_from)), why
+
+
+def _preset(name: str | None) -> tuple[Config, str]:
+    if name:
+        preset = presets.get(name)
+        return preset.config, f"starting from preset {name}: {preset.about}"
+    name = "tinystories" if has_accelerator() else "quickstart"
+    reason = "an accelerator is here" if has_accelerator() else "there is no accelerator here"
+    others = " or ".join(other for other in presets.PRESETS if other != name)
+    return presets.get(name).config, f"preset {name}, because {reason} (--preset {others} to choose another)"
 
 
 if __name__ == "__main__":

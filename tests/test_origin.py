@@ -12,6 +12,8 @@ import pytest
 
 from experiments import evaluate, plan
 from experiments.measuring.breaking.outcome import compare, outcome
+from experiments.measuring.breaking.several import Shape, finish
+from experiments.measuring.several import losses
 from experiments.train import main, parse
 from tests.test_loop import TINY, lines
 from tinygpt_jax import evaluation
@@ -65,21 +67,21 @@ def test_it_begins_with_the_parameters_of_the_other_run_and_a_fresh_optimizer(fo
 
 def test_it_learns_the_new_stories_and_tells_how_it_began(folder, tuned, capsys, monkeypatch):
     """The first line is what the old model makes of the held-out stories."""
-    losses = [line["validation_loss"] for line in lines(tuned, "metrics") if "validation_loss" in line]
+    measured = [line["validation_loss"] for line in lines(tuned, "metrics") if "validation_loss" in line]
     assert [line["step"] for line in lines(tuned, "metrics") if "validation_loss" in line] == [0, 3, 6]
-    assert losses[-1] < losses[0] - 1
+    assert measured[-1] < measured[0] - 1
     before, after = open_run(folder / "old"), open_run(tuned)
     corpus = prepare(after.config.data, tokenizer=before.tokenizer)
     story = corpus.validation.tokens[: corpus.validation.offsets[1]]
     assert before.tokenizer.decode(story) in STORIES
     rows = Rows(corpus.validation, "padded", before.config.model.context_length, before.tokenizer.end_of_text)
     untrained = evaluation.evaluate(before.model, before.params, EvaluationBatches(rows, 8))
-    assert losses[0] == pytest.approx(untrained.loss, rel=1e-5)
+    assert measured[0] == pytest.approx(untrained.loss, rel=1e-5)
     monkeypatch.setattr(evaluate, "use_device", lambda device: None)
     evaluate.main(["--workdir", str(tuned), "--json"])
     figures = json.loads(capsys.readouterr().out)
     assert figures["stories"] == corpus.validation.n_stories
-    assert figures["padded_rows"]["loss"] == pytest.approx(losses[-1], rel=1e-5)
+    assert figures["padded_rows"]["loss"] == pytest.approx(measured[-1], rel=1e-5)
     assert json.loads((tuned / "config.json").read_text())["origin"]["init_from"] == str(folder / "old")
     assert checksum(before.params) in (tuned / "report.html").read_text()
 
@@ -112,6 +114,13 @@ def test_stopped_and_resumed_without_the_other_run_it_ends_the_same(folder, tune
     compare("the resumed run", outcome(folder / "resumed"), outcome(tuned))
     origin, expected = (saved_config(workdir).origin for workdir in (folder / "resumed", tuned))
     assert origin == replace(expected, init_from=str(folder / "passing"))
+
+
+def test_two_processes_begin_with_the_same(folder, tuned):
+    """Each reads the other run for itself, and puts its part of the parameters where it belongs."""
+    workdir = folder / "several"
+    finish(workdir, Shape(2, 1, "fsdp=2"), *flags(folder, workdir))
+    assert losses(workdir) == pytest.approx(losses(tuned), rel=1e-4)
 
 
 def config_of(*command):

@@ -82,7 +82,7 @@ def train(config: Config, workdir: Path, *, mesh: Mesh | None = None, sampler: S
         else:
             state = initial_state(parts.model, parts.optimizer, config.training.seed, parts.mesh, origin.params)
         tunes = not saved and origin.params is not None
-        del origin
+        del origin  # a copy of all parameters
         announce(parts, state, f"resuming after step {progress.step:,} of" if saved else "training")
         saver = Saver(workdir, parts.config, parts.corpus.tokenizer)
         with closing(TrainingLog(parts, workdir if is_first() else None, progress)) as log, saver:
