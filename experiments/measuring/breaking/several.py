@@ -15,7 +15,7 @@ from experiments.measuring.breaking.victim import TINY
 from tinygpt_jax.errors import UserError
 
 STEPS = 60
-FLAGS = (*TINY, "--steps", str(STEPS), "--eval-every", "20", "--log-every", "1")
+FLAGS = (*TINY, "--steps", str(STEPS), "--eval-every", "20", "--log-every", "1", "--join-seconds", "40")
 LONGEST = 60.0  # seconds within which processes end where one was killed
 
 
