@@ -231,14 +231,14 @@ def test_an_index_that_points_elsewhere_is_refused(folder, tmp_path, index, mess
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda d: d["model"]["vocab"].update(Once=7), "its tokens or merges are others"),
-        (lambda d: d["model"]["vocab"].pop("Once"), "it has no 'Once'"),
-        (lambda d: d["model"]["vocab"].update(Once="7"), "needs: "),
-        (lambda d: d["model"]["vocab"].update(new=60_000), "its tokens or merges are others"),
-        (lambda d: d["model"]["merges"].reverse(), "its tokens or merges are others"),
-        (lambda d: d["model"].update(merges=3), "needs: "),
-        (lambda d: d["model"].update(vocab=[["Once", 1.0]]), "needs: "),
-        (lambda d: d.update(added_tokens=[{"id": 300, "content": "<pad>"}]), "its tokens or merges are others"),
+        (lambda d: d["model"]["vocab"].update({"a": 7}), "its tokens are others, or not 260"),
+        (lambda d: d["model"]["vocab"].pop("a"), "kept does not ascend from the bytes"),
+        (lambda d: d["model"]["vocab"].update({"a": "7"}), "its tokens are others"),
+        (lambda d: d["model"]["vocab"].update(new=260), "its tokens are others"),
+        (lambda d: d["normalizer"]["normalizers"].reverse(), "its merges are others"),
+        (lambda d: d.update(normalizer=None), "needs: "),
+        (lambda d: d["model"].update(vocab=[["a", 1.0]]), "needs: "),
+        (lambda d: d.update(added_tokens=[{"id": 300, "content": "<pad>"}]), "its tokens are others"),
         (lambda d: d.pop("model"), "it has no 'model'"),
     ],
 )
