@@ -195,8 +195,9 @@ def _any_of(words: Iterable[str]) -> str:
 
 
 def _branches(node: dict[str, Any]) -> str:
-    if not node:
-        return ""
     ways = [re.escape(letter) + _branches(below) for letter, below in node.items() if letter]
-    optional = "?" if "" in node and ways else ""
-    return (ways[0] if len(ways) == 1 and not optional else f"(?:{'|'.join(ways)})") + optional if ways else ""
+    if not ways:
+        return ""
+    if "" in node:  # a word may end here
+        return f"(?:{'|'.join(ways)})?"
+    return ways[0] if len(ways) == 1 else f"(?:{'|'.join(ways)})"
