@@ -132,10 +132,11 @@ from pathlib import Path
 import jax
 from experiments.train import parse
 from tinygpt_jax.training.loop import train
+from tinygpt_jax.training.sharding import make_mesh
 
 def run(name, *stages):
     for devices, steps in stages:
-        mesh = jax.make_mesh((devices,), ("data",), (jax.sharding.AxisType.Auto,), devices=jax.devices()[:devices])
+        mesh = make_mesh("data=2,fsdp=2" if devices == 4 else None, jax.devices()[:devices])
         arguments, _ = parse([*sys.argv[2:], "--steps", str(steps)])
         train(arguments.config, Path(sys.argv[1]) / name, mesh=mesh, sampler=lambda *_: [("", "")])
 

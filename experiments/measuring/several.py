@@ -105,7 +105,7 @@ def kills(folder: Path, chance: random.Random, count: int) -> None:
             done += 1
             others_said = [one.said for index, one in enumerate(ended) if index != victim]
             survived = [index for index, one in enumerate(ended) if index != victim and one.code == 0]
-            if survived or any(len(said) > 1 for said in others_said):
+            if (survived and not _is_finished(workdir)) or any(len(said) > 1 for said in others_said):
                 raise UserError(f"{workdir}: after the kill of process {victim}: {ended}")
             steps = [saved.step for saved in checkpoints(workdir)]
             print(
@@ -148,22 +148,23 @@ def stops(folder: Path, chance: random.Random, count: int) -> None:
         print(f"{workdir.name}: equal to the byte")
 
 
-def refusals(folder: Path) -> None:
-    """Start what cannot be."""
+def refusals(folder: Path, only: Sequence[str] = ()) -> None:
+    """Start what cannot be: all of it, or what is named."""
     stories = [folder / f"stories {index}.txt" for index in (0, 1)]
     for index, path in enumerate(stories):
         path.write_text("<|endoftext|>".join(f"Tom saw {n} dogs and {index} cats." for n in range(300)))
     each = {
         "mesh": [("--mesh", "data=3")] * 2,
         "batch": [("--batch-size", "15")] * 2,
+        "another mesh": [("--mesh", "data=2"), ("--mesh", "fsdp=2")],
         "configuration": [(), ("--learning-rate", "0.1")],
         "stories": [("--data", str(path)) for path in stories],
         "no stories": [("--data", str(folder / "nowhere"))] * 2,
         "no stories in process 1": [("--data", str(stories[0])), ("--data", str(folder / "nowhere"))],
         "workdir": [(), ("--workdir", str(folder / "elsewhere"))],
     }
-    for what, flags in each.items():
-        ended = end(start(folder / what, TWO, of_process=flags), LONGEST)
+    for what, flags in [(what, flags) for what, flags in each.items() if what in (only or each)]:
+        ended = end(start(folder / what, Shape(2, 1, ""), of_process=flags), LONGEST)
         print(f"{what}:", *(f"\n  {one.code} {' '.join(one.said)}" for one in ended))
         if any(one.code not in (1, 2) or len(one.said) != 1 or "Traceback" in one.errors for one in ended):
             raise UserError(f"{what}: {ended}")
@@ -193,16 +194,19 @@ def shares_of_state(workdir: Path, devices: int) -> list[float]:
 
 
 def _let_pass(processes, workdir: Path, chance: random.Random, once_training: bool = False) -> None:
-    """Wait until the processes train, or only some seconds, and then a while longer."""
-    lines, before = workdir / "metrics.jsonl", _size(workdir / "metrics.jsonl")
-    latest = time.monotonic() + (120 if once_training or chance.random() < 0.7 else chance.uniform(0, 8))
-    while time.monotonic() < latest and _size(lines) <= before and all(one.poll() is None for one in processes):
+    """Wait until the processes train, or have saved, or only some seconds; and then a while longer."""
+    aim = chance.choice(["line", "save", "save"] if once_training else ["start", "line", "save", "save"])
+
+    def shown() -> int:
+        lines = workdir / "metrics.jsonl"
+        if aim == "line":
+            return lines.stat().st_size if lines.exists() else 0
+        return max((saved.step for saved in checkpoints(workdir)), default=0) if aim == "save" else 0
+
+    before, latest = shown(), time.monotonic() + (chance.uniform(0, 8) if aim == "start" else 120)
+    while time.monotonic() < latest and shown() <= before and all(one.poll() is None for one in processes):
         time.sleep(0.01)
     time.sleep(chance.uniform(0, 3))
-
-
-def _size(path: Path) -> int:
-    return path.stat().st_size if path.exists() else 0
 
 
 def _is_finished(workdir: Path) -> bool:

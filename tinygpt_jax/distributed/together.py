@@ -40,6 +40,7 @@ def join(place: Place, seconds: int) -> None:
         f"not all {place.count} processes came to {where} within {seconds} seconds: start all of them, with the same "
         "--coordinator and --num-processes, and let each machine reach that address; --join-seconds waits longer",
     )
+    jax.config.update("jax_enable_preemption_service", True)  # with which `training.stopping` agrees on an update
     jax.distributed.initialize(
         place.coordinator,
         place.count,

@@ -62,7 +62,7 @@ def train(config: Config, workdir: Path, *, mesh: Mesh | None = None, sampler: S
     """
     mesh = mesh or make_mesh()
     in_turn(lambda: _check(config, workdir))
-    agree(_facts(config), "start them with the same code and the same flags")
+    agree(_facts(config, mesh), "start them with the same code and the same flags")
     check_memory(config, mesh)
     parts = Parts(config, in_turn(lambda: prepare(config.data)), mesh)
     agree({"stories": parts.corpus.fingerprint}, "give each machine the same --data")
@@ -138,11 +138,12 @@ def _check(config: Config, workdir: Path) -> None:
         event_writer()  # missing, it is missed before stories are prepared for hours
 
 
-def _facts(config: Config) -> dict[str, str]:
+def _facts(config: Config, mesh: Mesh) -> dict[str, str]:
     """What all processes must have been started with; where the stories lie may differ between machines."""
     settings = json.loads(config.to_json())
     facts = {f"{group}.{name}": str(value) for group, values in settings.items() for name, value in values.items()}
-    return {name: value for name, value in facts.items() if name not in ("data.source", "data.cache_dir")} | running()
+    del facts["data.source"], facts["data.cache_dir"]
+    return {**facts, "mesh": ",".join(f"{axis}={size}" for axis, size in mesh.shape.items()), **running()}
 
 
 def _claim(workdir: Path, held: ExitStack) -> None:
@@ -171,15 +172,16 @@ def _claim(workdir: Path, held: ExitStack) -> None:
 def _where_it_stands(parts: Parts, workdir: Path) -> tuple[Checkpoint | None, Progress]:
     """The checkpoint to go on from, if there is one. Process 0 looks for it, and writes what the run is."""
 
+    start = Progress(step=0, corpus=parts.corpus.fingerprint)
+
     def look() -> str:
         found = _matching_checkpoint(parts, workdir)
-        _describe(parts, workdir, found, found.progress() if found else Progress(0, parts.corpus.fingerprint))
+        _describe(parts, workdir, found, found.progress() if found else start)
         return str(found.step) if found else ""
 
-    if not (step := of_first(look)):
-        return None, Progress(step=0, corpus=parts.corpus.fingerprint)
-    saved = Checkpoint.of(workdir, int(step))
-    return saved, saved.progress()
+    step = of_first(look)
+    saved = Checkpoint.of(workdir, int(step)) if step else None
+    return saved, saved.progress() if saved else start
 
 
 def _matching_checkpoint(parts: Parts, workdir: Path) -> Checkpoint | None:

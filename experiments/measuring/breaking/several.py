@@ -15,7 +15,7 @@ from experiments.measuring.breaking.victim import TINY
 from tinygpt_jax.errors import UserError
 
 STEPS = 60
-FLAGS = (*TINY, "--steps", str(STEPS), "--eval-every", "20", "--log-every", "1")
+FLAGS = (*TINY, "--steps", str(STEPS), "--eval-every", "20", "--log-every", "1", "--join-seconds", "40")
 LONGEST = 60.0  # seconds within which processes end where one was killed
 
 
@@ -56,7 +56,7 @@ def start(workdir: Path, shape: Shape, *flags: str, of_process: Sequence[Sequenc
     count = f"--xla_force_host_platform_device_count={shape.devices}"
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": count}
     command = [sys.executable, "-m", "experiments.train", "--workdir", str(workdir), *(flags or FLAGS)]
-    command += ["--mesh", shape.mesh]
+    command += ["--mesh", shape.mesh] if shape.mesh else []
     if shape.processes > 1:
         command += ["--coordinator", f"localhost:{_free_port()}", "--num-processes", str(shape.processes)]
     further = of_process or [()] * shape.processes
