@@ -106,6 +106,7 @@ def test_what_has_no_stock_class_is_refused_with_what_would_fit(tmp_path):
         ({"n_layer": "2"}, "n_layers '2': must be int"),
         ({"n_embd": "8"}, "d_model '8': must be int"),
         ({"n_head": 3}, "n_heads 3: must divide d_model 8"),
+        ({"n_layer": 1024}, "'h.10.attn.c_attn.bias' is absent, and in the model"),
         ({"n_embd": 2**16}, r"is F32 \[24\], and in the model of config.json F32 or F16 or BF16 \[196608\]"),
         ({"n_positions": 2**20}, r"'wpe.weight' is F32 \[12, 8\], and in the model"),
         ({"vocab_size": 50_257}, "is not GPT-2's tokenizer, nor cut from it"),

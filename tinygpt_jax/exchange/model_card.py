@@ -63,7 +63,8 @@ tokens = model.generate(**prompt, max_new_tokens=100, do_sample=True, temperatur
 print(tokenizer.decode(tokens[0], skip_special_tokens=True))
 ```
 
-The tokenizer begins a text with `<|endoftext|>`, as every story in training was begun.
+A text has at most {model.context_length} tokens, with the prompt. The tokenizer begins it with `<|endoftext|>`, as
+every story in training was begun.
 {_vocabulary_note(run)}"""
 
 
