@@ -122,54 +122,36 @@ def test_a_model_trained_further_elsewhere_is_what_it_has_become(tmp_path):
         assert (run.config.model.positions, run.config.model.tie_embeddings) == (positions, False)
 
 
-def texts():
+def texts(count):
     """Stories, words, and every character there is beside others."""
-    yield from (text for text, _ in write_stories(200, seed=5))
-    yield from (
-        "",
-        STORY,
-        " ",
-        "  two\n\n lines \t",
-        "it's'll 've!'s 'sand",
-        "a1b2 33 ½",
-        "日本語 été naïve 👩‍👩‍👧",
-        "\x00\x1c\x85 \u2028 \xa0\xa0x",
-    )
+    yield from (text for text, _ in write_stories(30, seed=5))
+    yield from ("", STORY, " ", "  two\n\n lines \t", "it's'll 've!'s 'sand\n'd", "a1b2 33 ½ I'd've")
+    yield "日本語 été naïve 👩‍👩‍👧"
+    yield from ("\x00\x1c\x85 \u2028 \xa0\xa0x\xa0's", "Zog's vacuuming; unicorn-ish \t 's", "—× \ufdd1'ﬃ’s ǅ")
     rng = np.random.default_rng(0)
-    assigned = [i for i in range(0x30000) if not 0xD800 <= i < 0xE000]
-    alphabets = [[*map(chr, range(128))], [*" \n\t'\xa0.,1aé"], [*map(chr, assigned)]]
-    for number in range(1500):
-        letters = alphabets[number % 3]
-        yield "".join(letters[i] for i in rng.integers(0, len(letters), 40))
+    assigned = [chr(i) for i in range(0x30000) if not 0xD800 <= i < 0xE000 and i != 0xFDD0]
+    alphabets = [[*map(chr, range(128))], [*" \n\t'\xa0.,1aésdmtlvre"], assigned, [*"'' sdl \n"]]
+    for number in range(count):
+        letters = alphabets[number % 4]
+        yield "".join(letters[i] for i in rng.integers(0, len(letters), 30))
 
 
 def test_gpt2s_whole_vocabulary_is_exact():
     theirs, ours = tokenizers.Tokenizer.from_str(tokenizer_json(tokenizer.gpt2())), tokenizer.gpt2()
-    for text in texts():
+    for text in texts(2000):
         assert theirs.encode(text, add_special_tokens=False).ids == ours.encode(text), repr(text)
         assert theirs.decode(ours.encode(text)) == text
 
 
-def test_a_compact_vocabulary_is_exact_or_gives_a_number_that_no_model_has():
+@pytest.mark.parametrize("max_vocab", [None, 200])
+def test_a_compact_vocabulary_is_exact(max_vocab):
+    """That of the built-in stories; most of these texts have tokens that it lacks."""
     stories = [text for text, _ in write_stories(300, seed=1)]
-    counts = np.bincount(tokenizer.gpt2().encode_batch(stories)[0], minlength=50_257)
-    for ours in (tokenizer.compact(counts), tokenizer.compact(counts, max_vocab=200)):
-        theirs = tokenizers.Tokenizer.from_str(tokenizer_json(ours))
-        refused = 0
-        for text in texts():
-            found = theirs.encode(text, add_special_tokens=False).ids
-            if found != ours.encode(text):
-                assert max(found) >= ours.vocab_size, repr(text)
-                refused += 1
-        assert refused > 0
-        for token in [*range(0, 50_256, 97), *ours.kept[:-1]]:  # a word of one token, kept or not
-            word = tokenizer.gpt2().decode_bytes([token])
-            if word.isascii() and (word.strip().isalpha() or word.isalpha()):
-                assert theirs.encode(word.decode(), add_special_tokens=False).ids == ours.encode(word.decode()), word
-        if ours.vocab_size > 457:
-            assert [theirs.encode(text, add_special_tokens=False).ids for text in stories] == [
-                *map(ours.encode, stories)
-            ]
+    ours = tokenizer.compact(np.bincount(tokenizer.gpt2().encode_batch(stories)[0], minlength=50_257), max_vocab)
+    theirs, various = tokenizers.Tokenizer.from_str(tokenizer_json(ours)), list(texts(120))
+    for text, found in zip(various, theirs.encode_batch(various, add_special_tokens=False), strict=True):
+        assert found.ids == ours.encode(text), repr(text)
+        assert theirs.decode(found.ids) == text
 
 
 def random_model(cls, config):

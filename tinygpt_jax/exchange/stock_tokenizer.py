@@ -1,10 +1,10 @@
 """Our vocabularies as Hugging Face's `tokenizers` library reads them, and a stranger's recognised as one of ours.
 
-GPT-2's whole vocabulary is its own BPE. A compact one is no BPE: it spells a token that it lacks in single bytes, and a
-BPE cannot take a merge back. So it is written as GPT-2's BPE with its tokens numbered as here, and those that it lacks
-numbered from `vocab_size` on; a word that is one such token is split into its bytes before. What is left, a word of
-several tokens of which one is lacking, gets a number that the model has no row for. So every text gets our ids, or one
-that a model refuses: never other ids in silence.
+GPT-2's whole vocabulary is its own BPE. A compact one is no BPE: it spells a token that it lacks in single bytes, and
+what a BPE has merged it cannot take back. So it is written out in steps that the library has: a text is marked at the
+bounds of its words, bytes become letters, each of GPT-2's 50,000 merges in its turn is a replacement, and then a token
+that is lacking is split. The ids are exact for every text, but for one with U+FDD0, which is no character and is the
+mark. It is slow, as every text is searched 50,000 times, and the offsets mean nothing.
 """
 
 import functools
@@ -14,57 +14,96 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from tinygpt_jax.errors import UserError
 from tinygpt_jax.files import read_text
-from tinygpt_jax.tokenizer import GPT2_END_OF_TEXT, GPT2_VOCAB_SIZE, Tokenizer, gpt2, gpt2_merges
+from tinygpt_jax.tokenizer import GPT2_VOCAB_SIZE, Tokenizer, gpt2, gpt2_merges
 
 END = "<|endoftext|>"
 _BYTES = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+_MARK = "\ufdd0"
+# GPT-2's pattern for words, as the places where it cuts: around a contraction where one begins a word ...
+_CONTRACTION = r"(?<! |[^\s\p{L}\p{N}])'(?=[sdmt]|ll|ve|re)"
+_CUTS = "|".join(
+    (
+        r"(?<=_'[sdmt]|_'ll|_'ve|_'re)(?=\S)",
+        # ... before white space, and within it before its last character, which belongs to the next word if a space ...
+        r"(?<=\S)(?=\s)|(?<=\s)(?=\s\S)|(?<=[^\S ])(?=\S)",
+        # ... and between letters, numbers and everything else.
+        r"(?<=\p{L})(?=[^\s\p{L}_])|(?<=\p{N})(?=[^\s\p{N}_])|(?<=[^\s\p{L}\p{N}_])(?<!_')(?=[\p{L}\p{N}])",
+    )
+).replace("_", _MARK)
 
 
 def tokenizer_json(tokenizer: Tokenizer) -> str:
     """The file `tokenizer.json`. A text is begun with end-of-text, as every story in training was."""
-    number = _numbers(tokenizer)
-    lacking = [name for name, i in zip(_names(), number, strict=True) if i >= tokenizer.vocab_size]
-    splits: dict[str, Any] = _BYTES
-    if lacking:
-        pattern = rf"\A(?!(?:{_any_of(lacking)})\z).+|."  # a word that is no such token is left whole
-        split = {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": False}
-        splits = {"type": "Sequence", "pretokenizers": [_BYTES, split]}
     end = tokenizer.end_of_text
     flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
-    text, marker = {"Sequence": {"id": "A", "type_id": 0}}, {"SpecialToken": {"id": END, "type_id": 0}}
-    second = {"Sequence": {"id": "B", "type_id": 0}}
+    first, second = ({"Sequence": {"id": name, "type_id": 0}} for name in "AB")
+    begin = {"SpecialToken": {"id": END, "type_id": 0}}
     document = {
         "version": "1.0",
         "truncation": None,
         "padding": None,
         "added_tokens": [{"id": end, "content": END, **flags, "special": True}],
-        "normalizer": None,
-        "pre_tokenizer": splits,
+        **(_bpe() if tokenizer.vocab_size == GPT2_VOCAB_SIZE else _written_out(tokenizer)),
         "post_processor": {
             "type": "TemplateProcessing",
-            "single": [marker, text],
-            "pair": [marker, text, marker, second],
+            "single": [begin, first],
+            "pair": [begin, first, begin, second],
             "special_tokens": {END: {"id": END, "ids": [end], "tokens": [END]}},
         },
         "decoder": _BYTES,
-        "model": {
-            "type": "BPE",
-            "dropout": None,
-            "unk_token": None,
-            "continuing_subword_prefix": "",
-            "end_of_word_suffix": "",
-            "fuse_unk": False,
-            "byte_fallback": False,
-            "ignore_merges": False,
-            "vocab": {**dict(zip(_names(), number, strict=True)), END: end},
-            "merges": [merge.split(" ") for merge in gpt2_merges()],
-        },
     }
     return json.dumps(document, ensure_ascii=False)
+
+
+def _bpe() -> dict[str, Any]:
+    model = {
+        "type": "BPE",
+        "dropout": None,
+        "unk_token": None,
+        "continuing_subword_prefix": "",
+        "end_of_word_suffix": "",
+        "fuse_unk": False,
+        "byte_fallback": False,
+        "vocab": _vocabulary(gpt2()),
+        "merges": [merge.split(" ") for merge in gpt2_merges()],
+    }
+    return {"normalizer": None, "pre_tokenizer": _BYTES, "model": model}
+
+
+def _written_out(tokenizer: Tokenizer) -> dict[str, Any]:
+    kept = set(tokenizer.kept.tolist())
+    lacking = [name for gpt2_id, name in enumerate(_names()) if gpt2_id not in kept]
+    tokens = {"type": "Split", "pattern": {"Regex": r"[ \n]+"}, "behavior": "Removed", "invert": False}
+    letters = {
+        "type": "Split",
+        "pattern": {"Regex": rf"\A(?!(?:{_any_of(lacking)})\z).+|."},  # the whole of a token, unless it is lacking
+        "behavior": "Isolated",
+        "invert": False,
+    }
+    return {
+        "normalizer": {"type": "Sequence", "normalizers": _merging()},
+        "pre_tokenizer": {"type": "Sequence", "pretokenizers": [tokens, letters]},
+        "model": {"type": "WordLevel", "vocab": _vocabulary(tokenizer), "unk_token": END},  # nothing is unknown
+    }
+
+
+def _merging() -> list[dict[str, Any]]:
+    """Steps from a text to GPT-2's tokens: a space after each, a line break between words; no letter is either."""
+    mark = "".join(_letters()[byte] for byte in _MARK.encode())
+    return [
+        _replacement(_CONTRACTION, f"{_MARK}'"),
+        _replacement(_CUTS, _MARK),
+        {"type": "ByteLevel"},
+        _replacement(mark, "\n"),
+        _replacement(r"(?<=[^\n])", " "),
+        *(_replacement(rf"(?<![^ \n]){re.escape(merge)} ", merge.replace(" ", "") + " ") for merge in gpt2_merges()),
+    ]
+
+
+def _replacement(pattern: str, content: str) -> dict[str, Any]:
+    return {"type": "Replace", "pattern": {"Regex": pattern}, "content": content}
 
 
 def tokenizer_config(tokenizer: Tokenizer, context_length: int) -> dict[str, Any]:
@@ -92,46 +131,56 @@ def read_tokenizer(folder: Path, vocab_size: int) -> Tokenizer:
             raise UserError(f"{folder} has no tokenizer.json, and {vocab_size:,} tokens are not GPT-2's 50,257")
         return gpt2()
     try:
-        document = json.loads(read_text(path))
-        if path.name == "tokenizer.json":
-            vocab, merges = document["model"]["vocab"], document["model"]["merges"]
-            vocab |= {token["content"]: token["id"] for token in document.get("added_tokens") or []}
+        document: Any = json.loads(read_text(path))
+        if path.name == "vocab.json":
+            merges = read_text(folder / "merges.txt").strip().split("\n")[1:]
+            document = {"model": {"type": "BPE", "vocab": document, "merges": merges}}
+        model = document["model"]
+        added = {token["content"]: token["id"] for token in document.get("added_tokens") or []}
+        vocabulary, kept = {**model["vocab"], **added}, [*_names(), END]
+        found = _made_of([gpt2_id for gpt2_id, name in enumerate(kept) if name in vocabulary])
+        if vocabulary != _vocabulary(found) or found.vocab_size != vocab_size:
+            raise ValueError(f"its tokens are others, or not {vocab_size:,}")
+        if model["type"] == "BPE":
+            merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in model["merges"]]
+            same = merges == gpt2_merges()
         else:
-            vocab, merges = document, read_text(folder / "merges.txt").strip().split("\n")[1:]
-        merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in merges]
-        kept = sorted(gpt2_id for gpt2_id, name in enumerate([*_names(), END]) if 0 <= vocab[name] < vocab_size)
-        found = gpt2() if len(kept) == GPT2_VOCAB_SIZE else _compact(kept)
-        numbers = dict(zip(_names(), _numbers(found), strict=True))
-        if merges != gpt2_merges() or vocab != {**numbers, END: found.end_of_text} or found.vocab_size != vocab_size:
-            raise ValueError(f"its tokens or merges are others, or not {vocab_size:,}")
+            same = document["normalizer"]["normalizers"] == _merging()
+        if not same:
+            raise ValueError("its merges are others")
     except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         why = f"it has no {error}" if isinstance(error, KeyError) else error
         raise UserError(f"{path} is not GPT-2's tokenizer, nor cut from it, which this program needs: {why}") from None
     return found
 
 
-def _compact(kept: list[int]) -> Tokenizer:
+def _made_of(kept: list[int]) -> Tokenizer:
+    if len(kept) == GPT2_VOCAB_SIZE:
+        return gpt2()
     try:
         return Tokenizer.from_json(json.dumps({"tokenizer": "compact", "kept": kept}))
     except UserError as error:
         raise ValueError(str(error)) from None
 
 
+def _vocabulary(tokenizer: Tokenizer) -> dict[str, int]:
+    """The id of each token by its name."""
+    names = [*_names(), END]
+    return {names[gpt2_id]: i for i, gpt2_id in enumerate(tokenizer.kept.tolist())}
+
+
 @functools.cache
 def _names() -> list[str]:
     """GPT-2's tokens but for end-of-text, in its letters for bytes."""
     order = gpt2().decode_bytes(range(256))
-    letters = [chr(byte) if i < 188 else chr(0x100 + i - 188) for i, byte in enumerate(order)]
-    return letters + [merge.replace(" ", "") for merge in gpt2_merges()]
+    return [_letters()[byte] for byte in order] + [merge.replace(" ", "") for merge in gpt2_merges()]
 
 
-def _numbers(tokenizer: Tokenizer) -> list[int]:
-    """The number of each of `_names`: its id, or for those that are lacking the numbers from `vocab_size` on."""
-    numbers = np.full(GPT2_VOCAB_SIZE, -1)
-    numbers[tokenizer.kept] = np.arange(tokenizer.vocab_size)
-    lacking = numbers < 0
-    numbers[lacking] = tokenizer.vocab_size + np.arange(np.count_nonzero(lacking))
-    return numbers[:GPT2_END_OF_TEXT].tolist()
+@functools.cache
+def _letters() -> dict[int, str]:
+    """The letter of each byte: of the 188 that are printable in Latin-1 their own, for the others U+0100 and on."""
+    order = gpt2().decode_bytes(range(256))
+    return {byte: chr(byte) if i < 188 else chr(0x100 + i - 188) for i, byte in enumerate(order)}
 
 
 def _any_of(words: Iterable[str]) -> str:
@@ -146,8 +195,9 @@ def _any_of(words: Iterable[str]) -> str:
 
 
 def _branches(node: dict[str, Any]) -> str:
-    if not node:
-        return ""
     ways = [re.escape(letter) + _branches(below) for letter, below in node.items() if letter]
-    optional = "?" if "" in node and ways else ""
-    return (ways[0] if len(ways) == 1 and not optional else f"(?:{'|'.join(ways)})") + optional if ways else ""
+    if not ways:
+        return ""
+    if "" in node:  # a word may end here
+        return f"(?:{'|'.join(ways)})?"
+    return ways[0] if len(ways) == 1 else f"(?:{'|'.join(ways)})"

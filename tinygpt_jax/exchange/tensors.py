@@ -1,7 +1,7 @@
 """Parameters by name, in safetensors files of which nothing is trusted."""
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +35,11 @@ def named(params: Any) -> dict[str, Any]:
 
 
 def parameter_shapes(config: ModelConfig) -> dict[str, Shape]:
-    """The shape of each parameter of a model."""
-    return {name: leaf.shape for name, leaf in named(abstract_params(config)).items()}
+    """The shape of each parameter of a model, which is cheap to ask for however many layers a stranger's has."""
+    one = {name: leaf.shape for name, leaf in named(abstract_params(replace(config, n_layers=1))).items()}
+    block = {name: one.pop(name) for name in list(one) if name.startswith("blocks_0.")}
+    layers = (name.replace("_0", f"_{layer}", 1) for layer in range(config.n_layers) for name in block)
+    return one | dict(zip(layers, [*block.values()] * config.n_layers, strict=True))
 
 
 def assembled(config: ModelConfig, arrays: Mapping[str, np.ndarray]) -> Any:
