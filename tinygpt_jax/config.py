@@ -1,4 +1,4 @@
-"""Every setting: of a run four frozen dataclasses with a JSON form, and of writing `Sampling`; and their validation.
+"""Every setting: of a run five frozen dataclasses with a JSON form, and of writing `Sampling`; and their validation.
 
 The defaults are the reference system. This is the only place where a default is written down: `experiments`
 turns the fields into flags, and `config.json` in a run folder is `Config.to_json()`.
@@ -162,11 +162,24 @@ class TrainingConfig(Settings):
         require(rows % pieces == 0, "gradient_accumulation", pieces, f"must divide batch_size {rows}")
 
 
+@dataclass(frozen=True)
+class OriginConfig(Settings):
+    """The trained model that a run goes on from. Without one it starts from random parameters."""
+
+    init_from: str | None = None  # go on from the parameters of this run or exported model, and keep its vocabulary
+    sha256: str | None = None  # of those parameters; a run finds it out
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.init_from != "", "init_from", "''", "must be the folder of a run, or of an exported model")
+
+
 # What may differ between a checkpoint and the run that continues it: it changes no update's result. (A longer run
 # with a cosine schedule does get other rates from then on; that is what its user asks for. A moved source is fine
-# as long as its stories are the same, which the corpus fingerprint tells, and the size of the vocabulary is theirs.)
+# as long as its stories are the same, which the corpus fingerprint tells, and the size of the vocabulary is theirs. The
+# checksum of the parameters that it began with is in the checkpoint alone.)
 _FREE = "epochs steps eval_every save_every eval_batches log_every tensorboard source cache_dir arithmetic remat"
-FREE_TO_CHANGE = frozenset([*_FREE.split(), "vocab_size"])
+FREE_TO_CHANGE = frozenset([*_FREE.split(), "vocab_size", "sha256"])
 
 
 @dataclass(frozen=True)
@@ -177,9 +190,10 @@ class Config:
     data: DataConfig = field(default_factory=DataConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
+    origin: OriginConfig = field(default_factory=OriginConfig)
 
     def to_json(self) -> str:
-        """The configuration as an indented JSON object of four objects."""
+        """The configuration as an indented JSON object of five objects."""
         return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
 
     @classmethod

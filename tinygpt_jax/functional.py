@@ -92,14 +92,15 @@ def merge_heads(x: Float[Array, "b h t e"]) -> Float[Array, "b t d"]:
 def attention(
     query: Float[Array, "*heads q e"],
     key: Float[Array, "*heads k e"],
-    value: Float[Array, "*heads k e"],
+    value: Float[Array, "*heads k w"],
     mask: Bool[Array, "..."] | None = None,
     causal: bool = False,
-) -> Float[Array, "*heads q e"]:
+) -> Float[Array, "*heads q w"]:
     """Scaled dot-product attention, softmax(Q K^T / sqrt(e)) V (Vaswani et al. 2017, eq. 1).
 
     Args:
-        query, key, value: any leading axes (batch, heads), then positions, then the features of a head.
+        query, key, value: any leading axes (batch, heads), then positions, then the features of a head. Values may
+            have another number w of them.
         mask: of the same rank as the scores `[*heads, q, k]`, or of rank 2; True where a query may look. Without
             one it may look everywhere. A query that may look nowhere gets zeros.
         causal: `causal_mask` takes the place of the mask.
