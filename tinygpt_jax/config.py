@@ -65,7 +65,7 @@ class ModelConfig(Settings):
     dropout: BelowOne = 0.1  # probability of dropping a feature after the embedding and after each sub-layer
     activation: Literal["relu", "gelu"] = "relu"  # feed-forward non-linearity (gelu is GPT-2's tanh form)
     norm: Literal["post", "pre"] = "post"  # LayerNorm after each sub-layer (Vaswani 2017) or before (GPT-2)
-    positions: Literal["sinusoidal", "learned"] = "sinusoidal"  # fixed sinusoids or a learned table
+    positions: Literal["sinusoidal", "learned", "rotary"] = "sinusoidal"  # added sinusoids, a table, turned heads
     tie_embeddings: bool = True  # use the token embedding as the output head
 
     def __post_init__(self) -> None:
@@ -74,6 +74,8 @@ class ModelConfig(Settings):
         require(self.d_model % self.n_heads == 0, "n_heads", self.n_heads, advice)
         if self.positions == "sinusoidal":
             require(self.d_model % 2 == 0, "d_model", self.d_model, "must be even for sinusoidal positions")
+        if self.positions == "rotary":
+            require(self.head_dim % 2 == 0, "d_model", self.d_model, "must be even in each head for rotary positions")
 
     @property
     def head_dim(self) -> int:
@@ -130,6 +132,9 @@ class OptimizerConfig(Settings):
     epsilon: Positive = 1e-8  # keeps the division finite
     weight_decay: Annotated[float, Range(0)] = 0.01  # on matrices only, not on biases and LayerNorm
     clip_norm: Positive = 1.0  # global norm that gradients are scaled down to
+    matrices: Literal["adamw", "muon"] = "adamw"  # muon: the matrices of the blocks by Muon, the rest by AdamW
+    muon_rate: Positive = 3.0  # muon: the matrices' rate, as a multiple of learning_rate
+    muon_momentum: BelowOne = 0.95  # muon: decay of the mean of the matrices' gradients
 
     def __post_init__(self) -> None:
         super().__post_init__()
