@@ -1,4 +1,4 @@
-"""Make a run of an exported model: python -m experiments.import_model --model model/ --workdir runs/imported"""
+"""Make a run of a model from elsewhere: python -m experiments.import_model --model model/ --workdir runs/imported"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,13 +10,16 @@ from tinygpt_jax.devices import use_device
 
 @dataclass(frozen=True)
 class Arguments:
-    """Make a run folder of a folder that experiments.export wrote, to write stories with, evaluate, or train further.
+    """Make a run folder of a model, to write stories with, evaluate, or train further.
 
-    Training starts again at step 0, from these parameters, on any stories that have the model's vocabulary.
+    A model is a folder that experiments.export wrote in either form, or the folder or .safetensors file of a GPT-2, a
+    GPT-Neo or an OpenAI GPT with GPT-2's tokenizer, or its name at the hub. Training starts again at step 0, from these
+    parameters, on any stories that have the model's vocabulary.
     """
 
-    model: Path  # the exported folder
+    model: str  # folder, file or name at the hub
     workdir: Path = Path("runs")  # folder of the new run
+    context_length: int | None = None  # keep only so many of a published model's positions (default: all)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -24,9 +27,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = cli.parse(Arguments, argv)
     use_device("cpu")
 
-    from tinygpt_jax.export import import_model
+    from tinygpt_jax.exchange import import_model
 
-    import_model(arguments.model, arguments.workdir)
+    import_model(arguments.model, arguments.workdir, arguments.context_length)
     print(f"{arguments.workdir}: a run that starts from the parameters in {arguments.model}")
 
 

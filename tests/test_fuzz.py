@@ -18,13 +18,14 @@ import zstandard
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tinygpt_jax import export, tokenizer
+from tinygpt_jax import tokenizer
 from tinygpt_jax.config import Config, ModelConfig
 from tinygpt_jax.data import corpus as corpus_module
 from tinygpt_jax.data import grammar, stories, story_files
 from tinygpt_jax.data.corpus import Corpus, DataConfig, prepare
 from tinygpt_jax.data.story_files import BadRecord
 from tinygpt_jax.errors import UserError
+from tinygpt_jax.exchange import native, tensors
 from tinygpt_jax.files import own_checksum
 from tinygpt_jax.generation import encode_prompt
 from tinygpt_jax.runs.checkpoint_files import Checkpoint, Progress
@@ -243,7 +244,7 @@ def test_prompts(text):
 
 
 TINY = ModelConfig(vocab_size=257, context_length=4, n_layers=1, n_heads=1, d_model=2, d_ff=2)
-SHAPES = {name: x.shape for name, x in export._leaves(export.abstract_params(TINY)).items()}
+SHAPES = tensors.parameter_shapes(TINY)
 
 
 @fuzz
@@ -262,9 +263,9 @@ def test_safetensors(tmp_path_factory, data):
     whole = struct.pack("<Q", length) + raw + np.zeros(end, np.uint8).tobytes()
     path = tmp_path_factory.getbasetemp() / "fuzzed.safetensors"
     path.write_bytes(data.draw(st.just(whole) | damaged(whole)))
-    params = accepted(export.read_parameters, path, TINY)
+    params = accepted(native.read_parameters, path, TINY)
     if params is not None:
-        assert {name: x.shape for name, x in export._leaves(params).items()} == SHAPES
+        assert {name: x.shape for name, x in tensors.named(params).items()} == SHAPES
 
 
 @fuzz

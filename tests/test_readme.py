@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
-BLOCKS = re.findall(r"^```\n(.*?)^```", (ROOT / "README.md").read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+BLOCKS = re.findall(r"^```\w*\n(.*?)^```", (ROOT / "README.md").read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
 LINES = [line.split("#")[0].strip() for block in BLOCKS for line in block.splitlines()]
 COMMANDS = list(dict.fromkeys(line for line in LINES if line.startswith("python -m experiments.")))
 
@@ -20,6 +20,7 @@ SMALL = {
     "evaluate": "",
     "report": "",
     "export": "",
+    "import_model": "",
     "double_softmax": "--seconds 0.5",
     "benchmark": "--sizes quickstart --repeats 1",
     "doctor": "",
@@ -39,6 +40,7 @@ def folder(tmp_path_factory):
         patch.chdir(folder)
         patch.setenv("HF_HUB_OFFLINE", "1")
         run("python -m experiments.train --workdir runs/ --preset quickstart")
+        run("python -m experiments.export --workdir runs/ --to gpt2 --format huggingface")  # in place of the hub's
     return folder
 
 

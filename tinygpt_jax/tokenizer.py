@@ -234,9 +234,13 @@ def _gpt2_tokens() -> list[bytes]:
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in printable]
     byte_of_letter = {0x100 + n: byte for n, byte in enumerate(others)}
-    merges = _read_merges().replace(" ", "").split("\n")[1:-1]
-    merged = [merge.translate(byte_of_letter).encode("latin-1") for merge in merges]
+    merged = [merge.replace(" ", "").translate(byte_of_letter).encode("latin-1") for merge in gpt2_merges()]
     return [bytes([byte]) for byte in printable + others] + merged + [b""]
+
+
+def gpt2_merges() -> list[str]:
+    """GPT-2's merges in order, as its table writes them: two tokens and a space between, with letters for bytes."""
+    return _read_merges().split("\n")[1:-1]
 
 
 def _read_merges(path: Path = _MERGES) -> str:
