@@ -17,7 +17,8 @@ PACKAGE = {name: path for name, path in ROOMS.items() if name.startswith("tinygp
 # The rooms at the bottom, and all that each may import from the house.
 FOUNDATIONS = {
     "errors": set(),
-    "config": {"errors"},
+    "settings": {"errors"},
+    "config": {"errors", "settings"},
     "files": {"errors"},
     "cards": {"errors"},
     "mesh": {"errors"},
@@ -30,7 +31,8 @@ FOUNDATIONS = {
     "tokenizer": {"errors"},
     "model": {"config", "functional", "rows"},
     "activations": {"functional", "model"},
-    "training.optimizer": {"config"},
+    "training.muon": {"functional"},
+    "training.optimizer": {"config", "training.muon"},
 }
 
 # Where in the package a library may be imported: the rooms' names begin with one of these.

@@ -28,9 +28,9 @@ def scale_by_muon(momentum: float) -> optax.GradientTransformation:
     def init(params: Any) -> MuonState:
         return MuonState(jax.tree.map(jnp.zeros_like, params))
 
-    def update(gradients: Any, state: MuonState, params: Any = None) -> tuple[Any, MuonState]:
-        mean = jax.tree.map(lambda m, g: momentum * m + g, state.momentum, gradients)
-        ahead = jax.tree.map(lambda m, g: momentum * m + g, mean, gradients)
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, MuonState]:
+        mean = jax.tree.map(lambda m, g: momentum * m + g, state.momentum, updates)
+        ahead = jax.tree.map(lambda m, g: momentum * m + g, mean, updates)
         return jax.tree.map_with_path(_direction, ahead), MuonState(mean)
 
     return optax.GradientTransformation(init, update)
