@@ -77,8 +77,13 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _too_large(config: Config, devices: int, mesh: str | None, limit: float) -> str:
-    """What is wrong where weights and AdamW's two means, without the vectors, take more than `limit` bytes alone."""
-    state, parts = 12 * config.model.matrix_parameters, mesh_axes(mesh, devices)["fsdp"]
+    """What is wrong where weights and their optimizer's means, without the vectors, take more than `limit` bytes alone.
+
+    AdamW keeps two means of a gradient, Muon one.
+    """
+    model, parts = config.model, mesh_axes(mesh, devices)["fsdp"]
+    muons = model.matrix_parameters - model.vocab_size * model.d_model if config.optimizer.matrices == "muon" else 0
+    state = 12 * model.matrix_parameters - 4 * muons
     if state / parts <= limit:
         return ""
     larger = next((n for n in range(parts + 1, devices + 1) if devices % n == 0 and state / n <= limit), None)

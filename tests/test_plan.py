@@ -91,6 +91,7 @@ def test_a_state_that_fits_in_more_parts_only_is_said_at_once(without_compiler, 
     assert held / GIB == pytest.approx(37.2, abs=0.1)
     problem, held = said("--devices", "8", "--mesh", "fsdp=8")
     assert problem.startswith("compiling for") and held / GIB == pytest.approx(9.3, abs=0.1)  # it fits in eight parts
+    assert "50.3 GiB, does not" in said("--matrices", "muon", "--gpu", "a100")[0]  # one mean in place of two
     assert said()[0] == "its state alone, 74.3 GiB, does not fit: take fewer --n-layers, or less --d-model"
 
 
