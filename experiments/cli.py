@@ -34,7 +34,8 @@ def parse(
     """
     # The short name of a field of the configuration.
     argv = [re.sub(r"^--data(?==|$)", "--source", word) for word in (sys.argv[1:] if argv is None else argv)]
-    for name in ("--workdir", "--model", "--to"):  # an unset variable of a shell, and not the wish for this folder
+    # An unset variable of a shell, and not the wish for this folder.
+    for name in ("--workdir", "--model", "--to", "--init-from"):
         if f"{name}=" in argv or (name, "") in pairwise(argv):
             raise UsageError(f"{name} is empty: give a folder")
     spec = sys.modules["__main__"].__spec__

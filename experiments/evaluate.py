@@ -76,7 +76,8 @@ def _open_split(run: "Run", arguments: Arguments) -> tuple["Split", str]:
 
     source = run.config.data.source
     if arguments.source is not None:
-        corpus = prepare(dataclasses.replace(run.config.data, source=arguments.source), tokenizer=run.tokenizer)
+        data = dataclasses.replace(run.config.data, source=arguments.source)
+        corpus = prepare(data, tokenizer=run.tokenizer, held_out_only=True)
         name = "all" if corpus.manifest["held_out_by"] == HASH_SPLIT else "validation"
         if name == "all" and Path(arguments.source).expanduser().resolve() == Path(source).expanduser().resolve():
             print("warning: most of these are the stories that the run was trained on", file=sys.stderr)
@@ -85,7 +86,8 @@ def _open_split(run: "Run", arguments: Arguments) -> tuple["Split", str]:
             what = "of GPT-2's tokens are spelled in bytes here: they are not in the run's vocabulary"
             print(f"warning: {spelled:.0%} {what}", file=sys.stderr)
         return corpus.validation, name
-    corpus = prepare(run.config.data)
+    kept = run.tokenizer if run.config.origin.init_from else None  # no matter which tokens occur in these stories
+    corpus = prepare(run.config.data, tokenizer=kept)
     if corpus.tokenizer.fingerprint != run.tokenizer.fingerprint:
         raise UserError(f"{source} has changed since the run: its vocabulary is another now; try --data {source}")
     if run.corpus not in (None, corpus.fingerprint):

@@ -93,6 +93,8 @@ def parse(argv: Sequence[str] | None = None) -> Arguments:
     alone = start.what == "train" or start.devices == 1
     require(alone, "devices", start.devices, "writing takes one; leave the flag out")
     arguments = with_config(Arguments, argv, start, presets.get(start.preset).config)
+    began = arguments.config.origin.init_from
+    require(began is None, "init_from", began, "changes nothing of an update; leave it out, and give the model's flags")
     training = arguments.config.training
     pieces = training.gradient_accumulation * start.devices
     advice = f"must be a multiple of gradient_accumulation {training.gradient_accumulation} x {start.devices} devices"

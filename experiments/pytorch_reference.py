@@ -49,15 +49,15 @@ def forward(parameters: Parameters, config: dict, tokens: torch.Tensor) -> torch
     x = p["token_embedding"][tokens]
     if config["positions"] == "learned":
         x = x + p["position_embedding"][:length]
-    else:
+    elif config["positions"] == "sinusoidal":
         x = x * math.sqrt(d_model) + sinusoids(length, d_model)
     for layer in range(config["n_layers"]):
         block = {name.split(".", 1)[1]: value for name, value in p.items() if name.startswith(f"blocks_{layer}.")}
         if config["norm"] == "pre":
-            x = x + attention(block, layer_norm(block, "attention_norm", x), config["n_heads"])
+            x = x + attention(block, layer_norm(block, "attention_norm", x), config)
             x = x + feed_forward(block, layer_norm(block, "feed_forward_norm", x), config["activation"])
         else:
-            x = layer_norm(block, "attention_norm", x + attention(block, x, config["n_heads"]))
+            x = layer_norm(block, "attention_norm", x + attention(block, x, config))
             x = layer_norm(block, "feed_forward_norm", x + feed_forward(block, x, config["activation"]))
     if config["norm"] == "pre":
         x = layer_norm(p, "final_norm", x)
@@ -70,14 +70,24 @@ def sinusoids(length: int, d_model: int) -> torch.Tensor:
     return torch.stack([angle.sin(), angle.cos()], dim=-1).reshape(length, d_model)
 
 
-def attention(block: Parameters, x: torch.Tensor, n_heads: int) -> torch.Tensor:
+def attention(block: Parameters, x: torch.Tensor, config: dict) -> torch.Tensor:
     """Causal self-attention of `[batch, length, d_model]`."""
-    batch, length, d_model = x.shape
+    (batch, length, d_model), n_heads = x.shape, config["n_heads"]
     qkv = x @ block["attention.qkv_weight"] + block["attention.qkv_bias"]
     query, key, value = (part.view(batch, length, n_heads, -1).transpose(1, 2) for part in qkv.chunk(3, dim=-1))
+    if config["positions"] == "rotary":
+        query, key = turned(query), turned(key)
     mixed = F.scaled_dot_product_attention(query, key, value, is_causal=True)
     mixed = mixed.transpose(1, 2).reshape(batch, length, d_model)
     return mixed @ block["attention.out_weight"] + block["attention.out_bias"]
+
+
+def turned(heads: torch.Tensor) -> torch.Tensor:
+    """`[batch, heads, length, features]`, of which i and i + half turn by the position's angle of frequency i."""
+    length, half = heads.shape[2], heads.shape[3] // 2
+    angle = torch.arange(length)[:, None] * 10_000.0 ** (-torch.arange(half) / half)
+    x, y = heads.split(half, dim=-1)
+    return torch.cat([x * angle.cos() - y * angle.sin(), y * angle.cos() + x * angle.sin()], dim=-1)
 
 
 def feed_forward(block: Parameters, x: torch.Tensor, activation: str) -> torch.Tensor:

@@ -9,7 +9,7 @@ from typing import Any
 from tyro.conf import Suppress
 
 from experiments import cli, presets
-from tinygpt_jax.config import Config, ModelConfig
+from tinygpt_jax.config import Config, ModelConfig, OriginConfig
 from tinygpt_jax.devices import Device, has_accelerator, restart_with_huge_pages, use_device
 from tinygpt_jax.distributed.place import find_place
 from tinygpt_jax.runs.checkpoint_files import saved_config
@@ -34,8 +34,8 @@ class Start:
 class Arguments(Start):
     """Train a GPT to write stories. The same command again goes on where the run stopped.
 
-    Every setting starts from the preset, or from the run's own configuration when there is one. Of --steps and
-    --epochs the last one given counts.
+    Every setting starts from the preset, or from the run's own configuration when there is one, or from that of the
+    model in --init-from; the network is in any case the latter's. Of --steps and --epochs the last one given counts.
     """
 
     config: Config = field(default_factory=Config)
@@ -46,6 +46,20 @@ class ModelFlags(ModelConfig):
     """The shape of the network. How many tokens it knows follows from the stories, and is no flag."""
 
     vocab_size: Suppress[int] = ModelConfig.vocab_size
+
+
+@dataclass(frozen=True)
+class OriginFlags(OriginConfig):
+    """A trained model to go on from, with a fresh optimizer and schedule."""
+
+    sha256: Suppress[str | None] = None
+
+
+@dataclass(frozen=True)
+class InitFrom:
+    """The flag that decides which model the others describe."""
+
+    init_from: str | None = None
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -73,7 +87,7 @@ def parse(argv: Sequence[str] | None = None) -> tuple[Arguments, str]:
     if place := find_place(start.coordinator, start.num_processes, start.process_id):
         join(place, start.join_seconds)
     use_device(start.device, start.deterministic)
-    origin, why = _starting_point(start)
+    origin, why = _starting_point(start, cli.parse(InitFrom, argv, others=True).init_from)
     arguments = with_config(Arguments, argv, start, origin)
     if start.preset and arguments.config != origin:  # what is said of the preset may be true no more
         why = f"starting from preset {start.preset}, with your changes"
@@ -82,22 +96,39 @@ def parse(argv: Sequence[str] | None = None) -> tuple[Arguments, str]:
 
 def with_config(cls: type[Any], argv: Sequence[str], start: Any, origin: Config) -> Any:
     """An instance of `cls`, which is the dataclass of `start` with a `config`: of the flags, over those of `origin`."""
-    flags = replace(origin, model=ModelFlags(**vars(origin.model)))
+    flags = replace(origin, model=ModelFlags(**vars(origin.model)), origin=OriginFlags(**vars(origin.origin)))
     arguments = cli.parse(cls, argv, default=cls(**vars(start), config=flags))
-    config = replace(arguments.config, model=ModelConfig(**vars(arguments.config.model)))
+    given = arguments.config
+    config = replace(given, model=ModelConfig(**vars(given.model)), origin=OriginConfig(**vars(given.origin)))
     lengths = [name for word in argv if (name := word.partition("=")[0]) in ("--steps", "--epochs")]
     if lengths[-1:] == ["--epochs"]:  # or the steps of the preset, or of the run so far, would override them
         config = replace(config, training=replace(config.training, steps=None))
     return replace(arguments, config=config)
 
 
-def _starting_point(start: Start) -> tuple[Config, str]:
-    if start.preset:
-        preset = presets.get(start.preset)
-        return preset.config, f"starting from preset {start.preset}: {preset.about}"
+def _starting_point(start: Start, init_from: str | None) -> tuple[Config, str]:
     saved = saved_config(start.workdir)
-    if saved is not None:
+    if saved is not None and not start.preset:
         return saved, f"going on with the run in {start.workdir}"
+    config, why = _preset(start.preset)
+    if init_from is None:
+        return config, why
+    if saved is not None and saved.origin.init_from == init_from:  # the other model may be gone
+        trained = saved
+    else:
+        from tinygpt_jax.exchange import open_model
+
+        trained = open_model(init_from).config
+    if not start.preset:
+        config, why = trained, f"starting from the model in {init_from}, with its own settings"
+    data = replace(config.data, vocabulary=trained.data.vocabulary, max_vocab=trained.data.max_vocab)
+    return replace(config, model=trained.model, data=data, origin=OriginConfig(init_from)), why
+
+
+def _preset(name: str | None) -> tuple[Config, str]:
+    if name:
+        preset = presets.get(name)
+        return preset.config, f"starting from preset {name}: {preset.about}"
     name = "tinystories" if has_accelerator() else "quickstart"
     reason = "an accelerator is here" if has_accelerator() else "there is no accelerator here"
     others = " or ".join(other for other in presets.PRESETS if other != name)

@@ -11,7 +11,7 @@ import pytest
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jaxtyping.install_import_hook(
-    [f"tinygpt_jax.{room}" for room in ("functional", "fused", "model", "generation", "evaluation")],
+    [f"tinygpt_jax.{room}" for room in ("functional", "fused", "model", "activations", "generation", "evaluation")],
     "beartype.beartype",
 )
 

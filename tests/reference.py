@@ -17,32 +17,32 @@ def gpt(params, tokens, *, n_layers, n_heads, norm, activation, positions):
     length, d_model = x.shape
     if positions == "sinusoidal":  # Vaswani et al. 2017, 3.4 and 3.5
         x = math.sqrt(d_model) * x + sinusoidal_encoding(length, d_model)
-    else:  # Radford et al. 2018, 3.1
+    elif positions == "learned":  # Radford et al. 2018, 3.1
         x = x + params["position_embedding"][:length]
     block = post_norm_block if norm == "post" else pre_norm_block
     for layer in range(n_layers):
-        x = block(params[f"blocks_{layer}"], x, n_heads, activation)
+        x = block(params[f"blocks_{layer}"], x, n_heads, activation, positions == "rotary")
     if norm == "pre":
         x = layer_norm(x, **params["final_norm"])
     head = params.get("head_weight", table)  # tied: the token table serves twice (Press & Wolf 2017)
     return linear(x, head.T)
 
 
-def post_norm_block(params, x, n_heads, activation):
+def post_norm_block(params, x, n_heads, activation, turned=False):
     """Vaswani et al. 2017, 3.1: each sub-layer is LayerNorm(x + Sublayer(x))."""
-    x = layer_norm(x + multi_head_attention(params["attention"], x, n_heads), **params["attention_norm"])
+    x = layer_norm(x + multi_head_attention(params["attention"], x, n_heads, turned), **params["attention_norm"])
     update = feed_forward(x, **params["feed_forward"], activation=activation)
     return layer_norm(x + update, **params["feed_forward_norm"])
 
 
-def pre_norm_block(params, x, n_heads, activation):
+def pre_norm_block(params, x, n_heads, activation, turned=False):
     """Radford et al. 2019, 2.3: each sub-layer is x + Sublayer(LayerNorm(x))."""
-    x = x + multi_head_attention(params["attention"], layer_norm(x, **params["attention_norm"]), n_heads)
+    x = x + multi_head_attention(params["attention"], layer_norm(x, **params["attention_norm"]), n_heads, turned)
     normed = layer_norm(x, **params["feed_forward_norm"])
     return x + feed_forward(normed, **params["feed_forward"], activation=activation)
 
 
-def multi_head_attention(params, x, n_heads):
+def multi_head_attention(params, x, n_heads, turned=False):
     """Vaswani et al. 2017, 3.2.2: head h attends with the h-th slice of the queries, keys and values."""
     length, d_model = x.shape
     query, key, value = np.split(linear(x, params["qkv_weight"], params["qkv_bias"]), 3, axis=-1)
@@ -50,7 +50,8 @@ def multi_head_attention(params, x, n_heads):
     heads = []
     for head in range(n_heads):
         mine = slice(head * head_dim, (head + 1) * head_dim)
-        heads.append(attention(query[:, mine], key[:, mine], value[:, mine], causal_mask(length, length)))
+        q, k = (rotary(x[:, mine]) if turned else x[:, mine] for x in (query, key))
+        heads.append(attention(q, k, value[:, mine], causal_mask(length, length)))
     return linear(np.concatenate(heads, axis=-1), params["out_weight"], params["out_bias"])
 
 
@@ -97,6 +98,28 @@ def sinusoidal_encoding(length, d_model):
             encoding[position, 2 * i] = math.sin(angle)
             encoding[position, 2 * i + 1] = math.cos(angle)
     return encoding
+
+
+def rotary(x):
+    """Su et al. 2021, (34), in the order of GPT-NeoX: features i and i + e/2 turn by the angle p / 10000^(2i/e)."""
+    turned = np.zeros(x.shape)
+    half = x.shape[1] // 2
+    for position in range(len(x)):
+        for i in range(half):
+            angle = position / 10000 ** (2 * i / x.shape[1])
+            plane = x[position, i], x[position, i + half]
+            turned[position, i] = plane[0] * math.cos(angle) - plane[1] * math.sin(angle)
+            turned[position, i + half] = plane[1] * math.cos(angle) + plane[0] * math.sin(angle)
+    return turned
+
+
+def orthogonal_direction(matrix, steps=5):
+    """Jordan et al. 2024: the Newton-Schulz iteration on singular values alone, s <- a s + b s^3 + c s^5."""
+    left, values, right = np.linalg.svd(matrix, full_matrices=False)
+    values = values / np.sqrt((values**2).sum())
+    for _ in range(steps):
+        values = 3.4445 * values - 4.7750 * values**3 + 2.0315 * values**5
+    return left @ np.diag(values) @ right
 
 
 def embed(table, tokens):

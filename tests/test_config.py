@@ -125,4 +125,4 @@ def test_every_field_has_a_help_text():
 
 def test_config_json_is_plain():
     document = json.loads(Config().to_json())
-    assert set(document) == {"model", "data", "optimizer", "training"}
+    assert set(document) == {"model", "data", "optimizer", "training", "origin"}

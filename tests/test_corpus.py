@@ -205,12 +205,31 @@ def test_evaluation_takes_all_stories_in_the_models_vocabulary(config, tmp_path)
     write(folder / "train.txt", TEXTS[:50])
     write(folder / "valid.txt", TEXTS[50:60])
     own = prepare(DataConfig(str(folder), "compact", cache_dir=config.cache_dir))
-    whole = prepare(config, tokenizer=own.tokenizer)
+    whole = prepare(config, tokenizer=own.tokenizer, held_out_only=True)
     assert decoded(whole, whole.validation) == TEXTS
     assert whole.train.n_stories == 0 and whole.tokenizer.fingerprint == own.tokenizer.fingerprint
-    held_out = prepare(DataConfig(str(folder), cache_dir=config.cache_dir), tokenizer=gpt2())
+    held_out = prepare(DataConfig(str(folder), cache_dir=config.cache_dir), tokenizer=gpt2(), held_out_only=True)
     assert decoded(held_out, held_out.validation) == TEXTS[50:60]
     assert held_out.manifest["stories"]["read"] == 10
+
+
+def test_a_given_vocabulary_takes_the_place_of_their_own(config, tmp_path):
+    """For fine-tuning: the same stories on the same sides, in tokens of another corpus."""
+    folder = tmp_path / "others"
+    folder.mkdir()
+    write(folder / "train.txt", ["The cat sat.", "The dog sat."])
+    write(folder / "valid.txt", ["The cat ran."])
+    given = prepare(DataConfig(str(folder), "compact", cache_dir=config.cache_dir)).tokenizer
+    own, corpus = prepare(config), prepare(config, tokenizer=given)
+    assert corpus.tokenizer.fingerprint == given.fingerprint
+    for split, same in ((corpus.train, own.train), (corpus.validation, own.validation)):
+        assert decoded(corpus, split) == decoded(own, same)
+    gpt2_ids = own.train.tokens[own.train.tokens != own.tokenizer.end_of_text]
+    spelled = corpus.manifest["tokenizer"]["spelled_in_bytes"]
+    assert spelled == pytest.approx(1 - np.isin(gpt2_ids, given.kept).mean()) and 0.2 < spelled < 1
+    evaluated = prepare(config, tokenizer=given, held_out_only=True)
+    assert len({own.folder, corpus.folder, evaluated.folder}) == 3
+    assert prepare(config, tokenizer=gpt2()).folder == own.folder
 
 
 @pytest.mark.parametrize(

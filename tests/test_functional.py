@@ -42,6 +42,15 @@ def reference_causal(query, key, value):
     return reference.attention(query, key, value, reference.causal_mask(len(query), len(key)))
 
 
+def rotary_of_two_heads(qkv):
+    """`reference.rotary` of each head's queries and keys, head by head."""
+    turned = qkv.copy()
+    for row, head in np.ndindex(len(qkv), 4):  # of the queries, then of the keys
+        mine = slice(4 * head, 4 * head + 4)
+        turned[row, :, mine] = reference.rotary(qkv[row, :, mine])
+    return turned
+
+
 def heads(batch, length, keys=None):
     return [(batch, 2, length, 6), *[(batch, 2, keys or length, 6)] * 2]
 
@@ -63,6 +72,11 @@ CASES = {
         causal,
         over_leading_axes(reference_causal),
         lambda b, t: heads(b, t, keys=t + 2),
+    ),
+    "rotary": (
+        lambda qkv: F.rotary(qkv, 2, jnp.arange(qkv.shape[1])[None, :]),
+        rotary_of_two_heads,
+        lambda b, t: [(b, t, 24)],
     ),
     "feed_forward relu": (
         partial(F.feed_forward, activation="relu"),
@@ -150,6 +164,32 @@ def test_sinusoidal_encoding(length, d_model):
     actual = F.sinusoidal_encoding(length, d_model)
     assert actual.dtype == jnp.float32
     assert_close(actual, reference.sinusoidal_encoding(length, d_model), 3e-5)
+
+
+def test_rotary_products_depend_on_the_distance_alone(draw):
+    """Moved along together, a query and a key have the same product; apart, another."""
+    qkv = jnp.asarray(draw(1, 1, 24))
+
+    def product(query_position, key_position):
+        query, key = (
+            F.rotary(qkv, 1, jnp.array([[position]]))[0, 0, 8 * part : 8 * part + 8]
+            for part, position in enumerate((query_position, key_position))
+        )
+        return float(query @ key)
+
+    assert product(7, 3) == pytest.approx(product(107, 103), rel=1e-4)
+    assert abs(product(7, 3) - product(7, 4)) > 1e-2
+
+
+@pytest.mark.parametrize("shape", [(4, 4), (3, 7), (7, 3), (2, 5, 3)])
+def test_orthogonal_direction(shape, draw):
+    """The iteration on matrices is that on their singular values, which end near 1."""
+    matrix = draw(*shape)
+    expected = reference.orthogonal_direction if len(shape) == 2 else over_leading_axes(reference.orthogonal_direction)
+    actual = jax.jit(F.orthogonal_direction)(jnp.asarray(matrix))
+    assert_close(actual, expected(matrix), 2e-5)
+    values = np.linalg.svd(np.asarray(F.orthogonal_direction(jnp.eye(5) + 0.1)), compute_uv=False)
+    assert values.min() > 0.6 and values.max() < 1.3
 
 
 def test_causal_mask():

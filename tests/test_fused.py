@@ -26,6 +26,7 @@ CALLS = {
     "attention": [
         *([*[(2, 3, 31, 8)] * 3, None, causal] for causal in (True, False)),
         [*[(1, 2, blockwise.LONG_CONTEXT + 33, 4)] * 3, None, True],
+        [*[(1, 1, blockwise.LONG_CONTEXT, 4)] * 2, (1, 1, blockwise.LONG_CONTEXT, 6), None, True],
         [(2, 1, 4, 6), (2, 1, 5, 6), (2, 1, 5, 6), MASK],
     ],
     "head_cross_entropy": [[(2, 6, 5), (50, 5), TARGETS, mask] for mask in (None, TARGETS % 4 > 0)],

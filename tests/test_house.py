@@ -28,6 +28,7 @@ FOUNDATIONS = {
     "fused.blockwise": {"functional"},
     "tokenizer": {"errors"},
     "model": {"config", "functional", "rows"},
+    "activations": {"functional", "model"},
     "training.optimizer": {"config"},
 }
 
@@ -117,6 +118,12 @@ def test_a_run_is_read_without_training_and_trained_without_a_report():
             if name.startswith(f"tinygpt_jax.{lower}."):
                 above = tuple(f"tinygpt_jax.{upper}." for upper in uppers)
                 assert [room for room in rooms_imported(path) if room.startswith(above)] == [], name
+
+
+def test_nobody_inside_needs_the_face_or_the_view_inside():
+    """What serves who uses the package from outside costs training nothing."""
+    outward = {"tinygpt_jax.library", "tinygpt_jax.activations"}
+    assert [name for name, path in PACKAGE.items() if rooms_imported(path) & outward] == []
 
 
 def test_the_package_does_not_know_the_experiments():

@@ -17,6 +17,7 @@ from tinygpt_jax.config import ModelConfig
 from tinygpt_jax.model import GPT, Block, FeedForward, LayerNorm, SelfAttention, abstract_params, empty_cache
 
 VOCAB, CONTEXT, D_MODEL = 31, 9, 12
+POSITIONS = jnp.arange(5)[None, :]
 
 
 def tiny(**changes):
@@ -30,7 +31,7 @@ OPTIONS = {
         norm=norm, activation=activation, positions=positions, tie_embeddings=tied
     )
     for norm, activation, positions, tied in itertools.product(
-        ("post", "pre"), ("relu", "gelu"), ("sinusoidal", "learned"), (True, False)
+        ("post", "pre"), ("relu", "gelu"), ("sinusoidal", "learned", "rotary"), (True, False)
     )
 }
 every_option = pytest.mark.parametrize("config", OPTIONS.values(), ids=OPTIONS)
@@ -110,8 +111,8 @@ def test_feed_forward_alone(activation, draw):
 @pytest.mark.parametrize("n_heads", [1, 3, D_MODEL])
 def test_self_attention_alone(n_heads, draw):
     x, module = draw(2, 5, D_MODEL), SelfAttention(tiny(n_heads=n_heads))
-    params = scrambled(module, jnp.asarray(x))
-    actual, cache = module.apply({"params": params}, jnp.asarray(x))
+    params = scrambled(module, jnp.asarray(x), POSITIONS)
+    actual, cache = module.apply({"params": params}, jnp.asarray(x), POSITIONS)
     assert cache is None
     assert_close(actual, [reference.multi_head_attention(exact(params), row, n_heads) for row in x])
 
@@ -119,8 +120,8 @@ def test_self_attention_alone(n_heads, draw):
 @pytest.mark.parametrize("norm", ["post", "pre"])
 def test_block_alone(norm, draw):
     x, module = draw(2, 5, D_MODEL), Block(tiny(norm=norm))
-    params = scrambled(module, jnp.asarray(x))
-    actual, _ = module.apply({"params": params}, jnp.asarray(x))
+    params = scrambled(module, jnp.asarray(x), POSITIONS)
+    actual, _ = module.apply({"params": params}, jnp.asarray(x), POSITIONS)
     block = {"post": reference.post_norm_block, "pre": reference.pre_norm_block}[norm]
     assert_close(actual, [block(exact(params), row, 3, "relu") for row in x])
 

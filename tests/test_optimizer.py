@@ -1,11 +1,16 @@
+from dataclasses import replace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.tree_util import keystr
 
+from tests import reference
 from tinygpt_jax.config import ModelConfig, OptimizerConfig
 from tinygpt_jax.model import abstract_params
+from tinygpt_jax.training.muon import is_muons
 from tinygpt_jax.training.optimizer import decay_mask, learning_rate_schedule, make_optimizer
 
 
@@ -37,6 +42,56 @@ def test_updates_are_adamw_with_clipping():
             params[name] = p - 0.1 * (step + decay)
     for name in params:
         np.testing.assert_allclose(ours[name], params[name], rtol=2e-6, atol=2e-6)
+
+
+def test_muon_s_updates_are_the_reference_s():
+    """Two updates of a block's matrices in float64: queries, keys and values each as a matrix, and AdamW for the rest.
+
+    No setting has its default.
+    """
+    config = OptimizerConfig(
+        0.1, clip_norm=1e9, weight_decay=0.3, matrices="muon", muon_rate=2.0, muon_momentum=0.8, beta1=0.7
+    )
+    rng = np.random.default_rng(0)
+    matrices = {"qkv_weight": rng.normal(size=(4, 12)), "out_weight": rng.normal(size=(6, 4))}
+    others = {"token_embedding": rng.normal(size=(5, 4)), "scale": rng.normal(size=4)}
+    ours = {"blocks_0": matrices, **others}
+    ours = jax.tree.map(jnp.float32, ours)
+    optimizer, plain = make_optimizer(config, 10), make_optimizer(replace(config, matrices="adamw"), 10)
+    by_adamw = {name: ours[name] for name in others}
+    state, adamw_state = optimizer.init(ours), plain.init(by_adamw)
+    momentum = jax.tree.map(np.zeros_like, matrices)
+    for _ in range(2):
+        gradients = jax.tree.map(lambda x: jnp.float32(rng.normal(size=x.shape)), ours)
+        updates, state = optimizer.update(gradients, state, ours)
+        ours = jax.tree.map(jnp.add, ours, updates)
+        rest = {name: gradients[name] for name in others}
+        updates, adamw_state = plain.update(rest, adamw_state, by_adamw)
+        by_adamw = jax.tree.map(jnp.add, by_adamw, updates)
+
+        for name, w in matrices.items():
+            g = np.asarray(gradients["blocks_0"][name], np.float64)
+            momentum[name] = 0.8 * momentum[name] + g
+            parts = np.split(0.8 * momentum[name] + g, 3 if name == "qkv_weight" else 1, axis=1)
+            directions = [reference.orthogonal_direction(p) * 0.2 * np.sqrt(max(p.shape)) for p in parts]
+            matrices[name] = w - 0.2 * np.concatenate(directions, axis=1) - 0.1 * 0.3 * w
+    for name in matrices:
+        np.testing.assert_allclose(ours["blocks_0"][name], matrices[name], rtol=1e-4, atol=1e-4)
+    for name in others:
+        np.testing.assert_allclose(ours[name], by_adamw[name], rtol=1e-6)
+
+
+def test_muon_takes_the_matrices_of_blocks_alone():
+    """Not the table of tokens, nor the head or learned positions, whose rows have gradients of their own."""
+    shape = ModelConfig(vocab_size=11, n_layers=1, n_heads=1, d_model=4, d_ff=8, positions="learned")
+    params = abstract_params(replace(shape, tie_embeddings=False, norm="pre"))
+    taken = {keystr(path, simple=True) for path, x in jax.tree.leaves_with_path(params) if is_muons(path, x)}
+    assert taken == {
+        "blocks_0attentionqkv_weight",
+        "blocks_0attentionout_weight",
+        "blocks_0feed_forwardweight_in",
+        "blocks_0feed_forwardweight_out",
+    }
 
 
 def test_decay_is_on_matrices_only():

@@ -1,12 +1,14 @@
 """Which functions a model computes with: the plain formulas, or what is arranged for the machine at hand."""
 
+import importlib.util
+from collections.abc import Callable
 from types import ModuleType
 from typing import Any
 
 from tinygpt_jax import functional, fused
 from tinygpt_jax.config import Arithmetic
 from tinygpt_jax.devices import AMPERE, nvidia_generation
-from tinygpt_jax.errors import UsageError
+from tinygpt_jax.errors import UsageError, require
 
 
 def resolve_arithmetic(name: Arithmetic = "auto", device: Any = None) -> ModuleType:
@@ -27,3 +29,21 @@ def resolve_arithmetic(name: Arithmetic = "auto", device: Any = None) -> ModuleT
 
         return kernels
     return functional if name == "plain" else fused
+
+
+def functional_with(**functions: Callable[..., Any]) -> ModuleType:
+    """A copy of the module `functional` in which the functions of these names are yours, for `GPT.arithmetic`.
+
+    What else is in the copy calls yours: `attention` serves training and decoding, `relu` is called in `feed_forward`.
+
+    Raises:
+        UsageError: `functional` has no function of such a name.
+    """
+    own = (name for name, value in vars(functional).items() if getattr(value, "__module__", "") == functional.__name__)
+    known = [name for name in own if not name.startswith("_")]
+    for name in functions:
+        require(name in known, "functional_with", name, f"there is no such function; there are {', '.join(known)}")
+    copy = importlib.util.module_from_spec(functional.__spec__)
+    functional.__spec__.loader.exec_module(copy)
+    vars(copy).update(functions)
+    return copy

@@ -1,4 +1,4 @@
-"""Every setting: of a run four frozen dataclasses with a JSON form, and of writing `Sampling`; and their validation.
+"""Every setting: of a run five frozen dataclasses with a JSON form, and of writing `Sampling`; and their validation.
 
 The defaults are the reference system. This is the only place where a default is written down: `experiments`
 turns the fields into flags, and `config.json` in a run folder is `Config.to_json()`.
@@ -65,7 +65,7 @@ class ModelConfig(Settings):
     dropout: BelowOne = 0.1  # probability of dropping a feature after the embedding and after each sub-layer
     activation: Literal["relu", "gelu"] = "relu"  # feed-forward non-linearity (gelu is GPT-2's tanh form)
     norm: Literal["post", "pre"] = "post"  # LayerNorm after each sub-layer (Vaswani 2017) or before (GPT-2)
-    positions: Literal["sinusoidal", "learned"] = "sinusoidal"  # fixed sinusoids or a learned table
+    positions: Literal["sinusoidal", "learned", "rotary"] = "sinusoidal"  # added sinusoids, a table, turned heads
     tie_embeddings: bool = True  # use the token embedding as the output head
 
     def __post_init__(self) -> None:
@@ -74,6 +74,8 @@ class ModelConfig(Settings):
         require(self.d_model % self.n_heads == 0, "n_heads", self.n_heads, advice)
         if self.positions == "sinusoidal":
             require(self.d_model % 2 == 0, "d_model", self.d_model, "must be even for sinusoidal positions")
+        if self.positions == "rotary":
+            require(self.head_dim % 2 == 0, "d_model", self.d_model, "must be even in each head for rotary positions")
 
     @property
     def head_dim(self) -> int:
@@ -130,6 +132,9 @@ class OptimizerConfig(Settings):
     epsilon: Positive = 1e-8  # keeps the division finite
     weight_decay: Annotated[float, Range(0)] = 0.01  # on matrices only, not on biases and LayerNorm
     clip_norm: Positive = 1.0  # global norm that gradients are scaled down to
+    matrices: Literal["adamw", "muon"] = "adamw"  # muon: the matrices of the blocks by Muon, the rest by AdamW
+    muon_rate: Positive = 3.0  # muon: the matrices' rate, as a multiple of learning_rate
+    muon_momentum: BelowOne = 0.95  # muon: decay of the mean of the matrices' gradients
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -162,11 +167,24 @@ class TrainingConfig(Settings):
         require(rows % pieces == 0, "gradient_accumulation", pieces, f"must divide batch_size {rows}")
 
 
+@dataclass(frozen=True)
+class OriginConfig(Settings):
+    """The trained model that a run goes on from. Without one it starts from random parameters."""
+
+    init_from: str | None = None  # go on from the parameters of this run or exported model, and keep its vocabulary
+    sha256: str | None = None  # of those parameters; a run finds it out
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.init_from != "", "init_from", "''", "must be the folder of a run, or of an exported model")
+
+
 # What may differ between a checkpoint and the run that continues it: it changes no update's result. (A longer run
 # with a cosine schedule does get other rates from then on; that is what its user asks for. A moved source is fine
-# as long as its stories are the same, which the corpus fingerprint tells, and the size of the vocabulary is theirs.)
+# as long as its stories are the same, which the corpus fingerprint tells, and the size of the vocabulary is theirs. The
+# checksum of the parameters that it began with is in the checkpoint alone.)
 _FREE = "epochs steps eval_every save_every eval_batches log_every tensorboard source cache_dir arithmetic remat"
-FREE_TO_CHANGE = frozenset([*_FREE.split(), "vocab_size"])
+FREE_TO_CHANGE = frozenset([*_FREE.split(), "vocab_size", "sha256"])
 
 
 @dataclass(frozen=True)
@@ -177,9 +195,10 @@ class Config:
     data: DataConfig = field(default_factory=DataConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
+    origin: OriginConfig = field(default_factory=OriginConfig)
 
     def to_json(self) -> str:
-        """The configuration as an indented JSON object of four objects."""
+        """The configuration as an indented JSON object of five objects."""
         return json.dumps(dataclasses.asdict(self), indent=2) + "\n"
 
     @classmethod

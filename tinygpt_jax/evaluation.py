@@ -118,6 +118,21 @@ def whole_stories(split: Split, context_length: int, batch_size: int, end_of_tex
     return EvaluationBatches(StoryWindows(split, context_length, end_of_text), batch_size)
 
 
+def text_losses(model: GPT, params: Any, tokenizer: Tokenizer, text: str) -> tuple[list[int], Float[np.ndarray, " n"]]:
+    """The tokens of a text and -ln p of each in nats, as `StoryWindows` reads a story. Its end is not predicted."""
+    tokens = [*tokenizer.encode(text), tokenizer.end_of_text]
+    split = Split(np.array(tokens, np.uint16), np.array([0, len(tokens)]), n_bytes=0, entropy=None)
+    windows = StoryWindows(split, model.config.context_length, tokenizer.end_of_text)
+    rows = (windows.take(np.array([number])) for number in range(len(windows)))
+    nats = [np.asarray(_row_losses(model, params, row.inputs, row.targets))[row.mask] for row in rows]
+    return tokens[:-1], np.concatenate(nats)[:-1]
+
+
+@partial(jax.jit, static_argnames="model")
+def _row_losses(model: GPT, params: Any, inputs: Int[Array, "b t"], targets: Int[Array, "b t"]) -> Float[Array, "b t"]:
+    return F.token_losses(model.apply({"params": params}, inputs), targets)  # pyright: ignore[reportArgumentType]
+
+
 @partial(jax.jit, static_argnames="model")
 def _batch_sums(
     model: GPT,

@@ -67,6 +67,47 @@ def sinusoidal_encoding(length: int, d_model: int) -> Float[Array, "{length} {d_
     return jnp.stack([jnp.sin(angle), jnp.cos(angle)], axis=-1).reshape(length, d_model)
 
 
+def rotary(
+    qkv: Float[Array, "b t d3"], n_heads: int, positions: Int[Array, "#b t"], base: float = 10_000.0
+) -> Float[Array, "b t d3"]:
+    """Queries and keys turned by their positions, so that their products know the distance (Su et al. 2021, eq. 34).
+
+    Features i and i + e/2 of each head are the plane that turns by the angle p / base^(2i/e). Values stay.
+
+    Args:
+        qkv: queries, keys and values side by side, each of them the features of all heads; e is even.
+        n_heads: how many heads share the features.
+        positions: p of each row, or of all.
+        base: the slowest plane turns about 1 / base as fast as the first.
+    """
+    batch, length, features = qkv.shape
+    half = features // (6 * n_heads)
+    frequency = base ** (-jnp.arange(half, dtype=jnp.float32) / half)
+    angle = (positions[..., None].astype(jnp.float32) * frequency[None, None, :])[:, :, None, :]
+    query_key, value = jnp.split(qkv, (2 * features // 3,), axis=-1)
+    heads = query_key.reshape(batch, length, 2 * n_heads, 2 * half).astype(jnp.float32)
+    x, y = jnp.split(heads, 2, axis=-1)
+    sine, cosine = jnp.sin(angle), jnp.cos(angle)
+    turned = jnp.concatenate([x * cosine - y * sine, y * cosine + x * sine], axis=-1).astype(qkv.dtype)
+    return jnp.concatenate([turned.reshape(query_key.shape), value], axis=-1)
+
+
+def orthogonal_direction(matrix: Float[Array, "*batch m n"], steps: int = 5) -> Float[Array, "*batch m n"]:
+    """Roughly U V^T of the singular value decomposition U S V^T: all of the matrix's directions equally long.
+
+    The Newton-Schulz iteration of Muon, X <- a X + (b A + c A^2) X with A = X X^T, whose coefficients bring singular
+    values near 1 (0.7 to 1.2) in five steps and not exactly to 1 (Jordan et al. 2024).
+    """
+    a, b, c = 3.4445, -4.7750, 2.0315
+    is_tall = matrix.shape[-2] > matrix.shape[-1]
+    x = jnp.swapaxes(matrix, -1, -2) if is_tall else matrix
+    x = x / (jnp.linalg.norm(x, axis=(-2, -1), keepdims=True) + 1e-7)
+    for _ in range(steps):
+        gram = x @ jnp.swapaxes(x, -1, -2)
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    return jnp.swapaxes(x, -1, -2) if is_tall else x
+
+
 def causal_mask(query_length: int, key_length: int | None = None) -> Bool[Array, "q k"]:
     """True where a query may look at a key: at its own position and before.
 
@@ -92,14 +133,15 @@ def merge_heads(x: Float[Array, "b h t e"]) -> Float[Array, "b t d"]:
 def attention(
     query: Float[Array, "*heads q e"],
     key: Float[Array, "*heads k e"],
-    value: Float[Array, "*heads k e"],
+    value: Float[Array, "*heads k w"],
     mask: Bool[Array, "..."] | None = None,
     causal: bool = False,
-) -> Float[Array, "*heads q e"]:
+) -> Float[Array, "*heads q w"]:
     """Scaled dot-product attention, softmax(Q K^T / sqrt(e)) V (Vaswani et al. 2017, eq. 1).
 
     Args:
-        query, key, value: any leading axes (batch, heads), then positions, then the features of a head.
+        query, key, value: any leading axes (batch, heads), then positions, then the features of a head. Values may
+            have another number w of them.
         mask: of the same rank as the scores `[*heads, q, k]`, or of rank 2; True where a query may look. Without
             one it may look everywhere. A query that may look nowhere gets zeros.
         causal: `causal_mask` takes the place of the mask.

@@ -78,10 +78,11 @@ class GPT(nn.Module):
         keys = [None] * (len(self.blocks) + 1)
         if dropout_key is not None:
             keys = list(jax.random.split(dropout_key, len(keys)))
-        x = self._embed(tokens, jnp.arange(length)[None, :])
+        positions = jnp.arange(length)[None, :]
+        x = self._embed(tokens, positions)
         x = _dropout(self.arithmetic, keys[0], x, self.config.dropout)
         for block, key in zip(self.blocks, keys[1:], strict=True):
-            x, _ = block(stay_with_rows(x), key)
+            x, _ = block(stay_with_rows(x), positions, key)
         return self.final_norm(x) if self.config.norm == "pre" else x
 
     def decode(
@@ -99,12 +100,13 @@ class GPT(nn.Module):
         """
         capacity = cache[0][0].shape[2]
         columns = column + jnp.arange(tokens.shape[1])[None, :]
-        x = self._embed(tokens, jnp.maximum(columns - start[:, None], 0))
+        positions = jnp.maximum(columns - start[:, None], 0)
+        x = self._embed(tokens, positions)
         key_columns = jnp.arange(capacity)[None, None, :]
         mask = (key_columns <= columns[:, :, None]) & (key_columns >= start[:, None, None])
         layers = []
         for block, layer in zip(self.blocks, cache, strict=True):
-            x, layer = block(x, cache=layer, column=column, mask=mask[:, None])
+            x, layer = block(x, positions, cache=layer, column=column, mask=mask[:, None])
             layers.append(layer)
         x = jax.lax.dynamic_slice_in_dim(x, last, 1, axis=1)
         if self.config.norm == "pre":
@@ -116,7 +118,7 @@ class GPT(nn.Module):
         x = F.embed(self.token_embedding, tokens)
         if c.positions == "learned":
             x = x + F.embed(self.position_embedding, positions)
-        else:
+        elif c.positions == "sinusoidal":
             # sqrt(d_model) lifts embeddings of 0.02 to the size of the sinusoids (Vaswani et al. 2017, 3.4).
             x = x * c.d_model**0.5 + F.sinusoidal_encoding(c.context_length, c.d_model)[positions]
         return x.astype(self.compute_dtype)
@@ -148,6 +150,7 @@ class Block(_Part):
     def __call__(
         self,
         x: Float[Array, "b t d"],
+        positions: Int[Array, "#b t"],
         dropout_key: Key[Array, ""] | None = None,
         cache: LayerCache | None = None,
         column: Int[Array, ""] | None = None,
@@ -157,12 +160,12 @@ class Block(_Part):
         F, rate = self.arithmetic, self.config.dropout
         keys = (None, None) if dropout_key is None else jax.random.split(dropout_key)
         if self.config.norm == "pre":
-            update, cache = self.attention(self.attention_norm(x), cache, column, mask)
+            update, cache = self.attention(self.attention_norm(x), positions, cache, column, mask)
             x = x + _dropout(F, keys[0], update, rate)
             update = self.feed_forward(self.feed_forward_norm(x))
             x = x + _dropout(F, keys[1], update, rate)
         else:
-            update, cache = self.attention(x, cache, column, mask)
+            update, cache = self.attention(x, positions, cache, column, mask)
             x = self.attention_norm(x + _dropout(F, keys[0], update, rate))
             update = self.feed_forward(x)
             x = self.feed_forward_norm(x + _dropout(F, keys[1], update, rate))
@@ -176,6 +179,7 @@ class SelfAttention(_Part):
     def __call__(
         self,
         x: Float[Array, "b t d"],
+        positions: Int[Array, "#b t"],
         cache: LayerCache | None = None,
         column: Int[Array, ""] | None = None,
         mask: Bool[Array, "b 1 t c"] | None = None,
@@ -188,6 +192,8 @@ class SelfAttention(_Part):
         out_bias = self.param("out_bias", zeros, (d,))
         # One product for queries, keys and values keeps the device busier than three.
         qkv = F.linear(x, qkv_weight, qkv_bias)
+        if self.config.positions == "rotary":
+            qkv = F.rotary(qkv, n_heads, positions)
         if cache is None:
             mixed = F.self_attention(qkv, n_heads)
         else:

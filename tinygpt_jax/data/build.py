@@ -19,6 +19,7 @@ from tinygpt_jax.tokenizer import GPT2_END_OF_TEXT, GPT2_VOCAB_SIZE, Tokenizer, 
 
 # Where a story goes.
 TRAIN, VALIDATION, NOWHERE = 0, 1, 2
+EVERYTHING = 1.0  # the `validation_fraction` of a corpus that serves evaluation only
 SPLITS = {"train": TRAIN, "validation": VALIDATION}
 FILES = ("train.tokens", "train.offsets", "validation.tokens", "validation.offsets", "counts", "tokenizer.json")
 
@@ -30,7 +31,7 @@ def build(folder: Path, source: Source, key: dict[str, Any], tokenizer: Tokenize
         folder: of this corpus only.
         source: the stories.
         key: the head of the manifest; `key["options"]` are the options.
-        tokenizer: the vocabulary, for a corpus that serves evaluation only; None: that of the options.
+        tokenizer: the vocabulary; None: that of the options.
         workers: processes that tokenise.
 
     Raises:
@@ -40,13 +41,14 @@ def build(folder: Path, source: Source, key: dict[str, Any], tokenizer: Tokenize
     from tqdm import tqdm
 
     options = key["options"]
+    held_out_only = options["validation_fraction"] == EVERYTHING
     (folder / "shards").mkdir(exist_ok=True)
     for leftover in folder.rglob("*.partial"):
         leftover.unlink()
     print(f"preparing the stories of {source.name} in {folder}", file=sys.stderr, flush=True)
     left_out, start = LeftOut(), time.monotonic()
     with tqdm(total=source.total, unit=source.unit, unit_scale=True, leave=False, disable=None) as bar:
-        pieces = cut(source, options["skip_bad"], left_out, bar.update, held_out_only=tokenizer is not None)
+        pieces = cut(source, options["skip_bad"], left_out, bar.update, held_out_only)
         shards = write_shards(pieces, folder / "shards", options["fix_encoding"], workers)
     seconds = time.monotonic() - start
     if source.fingerprint != key["source"]:
@@ -58,7 +60,7 @@ def build(folder: Path, source: Source, key: dict[str, Any], tokenizer: Tokenize
     print(f"{counted(len(stories.n_bytes))}, {speed}", file=sys.stderr, flush=True)
     is_copy = _copies(stories.digests)
     sides = _sides(stories, is_copy, options)
-    _check(source, sides, is_copy, options, needs_training=tokenizer is None)
+    _check(source, sides, is_copy, options, needs_training=not held_out_only)
     tokenizer, spelled = _vocabulary(shards, sides, options, tokenizer)
     _write_files(folder, shards, sides, tokenizer)
     manifest = {
@@ -130,11 +132,12 @@ def _vocabulary(
 ) -> tuple[Tokenizer, float]:
     """The vocabulary that is given or that the options ask for, and the share of GPT-2's tokens it spells in bytes.
 
-    The tokens are those of the training stories, or of all where the vocabulary is given.
+    The tokens are those of the training stories, or of all where there are none for training.
     """
     if options["vocabulary"] == "gpt2":
         return gpt2(), 0.0
-    counts, counted_side = np.zeros(GPT2_VOCAB_SIZE, np.int64), VALIDATION if given else TRAIN
+    counts = np.zeros(GPT2_VOCAB_SIZE, np.int64)
+    counted_side = VALIDATION if options["validation_fraction"] == EVERYTHING else TRAIN
     for tokens, lengths, side in _by_shard(shards, sides):
         counts += np.bincount(tokens[np.repeat(side == counted_side, lengths)], minlength=GPT2_VOCAB_SIZE)
     counts[GPT2_END_OF_TEXT] = 0

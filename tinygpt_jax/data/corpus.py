@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 
 from tinygpt_jax.config import DataConfig
-from tinygpt_jax.data.build import FILES, SPLITS, build
+from tinygpt_jax.data.build import EVERYTHING, FILES, SPLITS, build
 from tinygpt_jax.data.integrity import check
 from tinygpt_jax.data.stories import Source, find_source
 from tinygpt_jax.devices import cache_folder
@@ -78,6 +78,7 @@ def prepare(
     config: DataConfig,
     *,
     tokenizer: Tokenizer | None = None,
+    held_out_only: bool = False,
     workers: int | None = None,
     streaming: bool = False,
     rebuild: bool = False,
@@ -90,8 +91,9 @@ def prepare(
 
     Args:
         config: source, vocabulary and options. (`layout` does not matter here.)
-        tokenizer: the vocabulary of a finished model, to evaluate it: all stories are in `validation` then. Of a
-            source with a validation split of its own, only that split is read.
+        tokenizer: the vocabulary of a model that there is, in place of the one that `config` asks for.
+        held_out_only: all stories are in `validation`, to evaluate a finished model. Of a source with a validation
+            split of its own, only that split is read.
         workers: processes that tokenise; by default one for each core, at most MOST_WORKERS.
         streaming: read `tinystories` from the hub without downloading it first. The result is the same.
         rebuild: throw away what is there.
@@ -101,7 +103,7 @@ def prepare(
         UserError: the source cannot be read, the corpus is damaged, or the disk is full.
     """
     source = find_source(config.source, config.builtin_stories, streaming)
-    key = _key(source, config, tokenizer)
+    key = _key(source, config, tokenizer, held_out_only)
     cache = cache_folder() if config.cache_dir is None else Path(config.cache_dir).expanduser()
     folder = cache / _folder_name(source, key)
     manifest, shards = folder / "manifest.json", folder / "shards"
@@ -137,12 +139,15 @@ def _build(folder: Path, source: Source, key: dict[str, Any], tokenizer: Tokeniz
         raise
 
 
-def _key(source: Source, config: DataConfig, tokenizer: Tokenizer | None) -> dict[str, Any]:
+def _key(source: Source, config: DataConfig, tokenizer: Tokenizer | None, held_out_only: bool) -> dict[str, Any]:
     """All that a corpus is made from: the head of its manifest. Equal keys share a folder."""
     names = ("vocabulary", "max_vocab", "validation_fraction", "drop_duplicates", "fix_encoding", "skip_bad")
     options = {name: getattr(config, name) for name in names}
     if tokenizer is not None:
-        options |= {"vocabulary": tokenizer.fingerprint, "max_vocab": None, "validation_fraction": 1.0}
+        vocabulary = tokenizer.name if tokenizer.name == "gpt2" else tokenizer.fingerprint
+        options |= {"vocabulary": vocabulary, "max_vocab": None}
+    if held_out_only:
+        options |= {"validation_fraction": EVERYTHING}
     return {"format": FORMAT, "source": source.fingerprint, "options": options}
 
 

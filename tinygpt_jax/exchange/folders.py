@@ -44,4 +44,9 @@ def portable(config: Config) -> Config:
     source = config.data.source
     if source not in ("builtin", "tinystories"):
         source = Path(source).name or DataConfig.source
-    return dataclasses.replace(config, data=dataclasses.replace(config.data, source=source, cache_dir=None))
+    began = config.origin.init_from
+    return dataclasses.replace(
+        config,
+        data=dataclasses.replace(config.data, source=source, cache_dir=None),
+        origin=dataclasses.replace(config.origin, init_from=None if began is None else Path(began).name or "."),
+    )

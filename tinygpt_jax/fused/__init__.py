@@ -8,6 +8,7 @@ arranged is the plain function. The model takes this module or `functional`. Gra
 from tinygpt_jax.functional import dropout as dropout
 from tinygpt_jax.functional import layer_norm as layer_norm
 from tinygpt_jax.functional import merge_heads as merge_heads
+from tinygpt_jax.functional import rotary as rotary
 from tinygpt_jax.functional import sinusoidal_encoding as sinusoidal_encoding
 from tinygpt_jax.functional import split_heads as split_heads
 from tinygpt_jax.functional import token_logits as token_logits

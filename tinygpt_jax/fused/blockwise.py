@@ -14,13 +14,12 @@ LONG_CONTEXT = 512  # from this length on; below, the scores are small
 def attention(
     query: Float[Array, "*heads q e"],
     key: Float[Array, "*heads k e"],
-    value: Float[Array, "*heads k e"],
+    value: Float[Array, "*heads k w"],
     mask: Bool[Array, "..."] | None = None,
     causal: bool = False,
-) -> Float[Array, "*heads q e"]:
+) -> Float[Array, "*heads q w"]:
     """`functional.attention`, in blocks where a sequence looks at itself causally over a long context."""
-    length = query.shape[-2]
-    if causal and mask is None and length >= LONG_CONTEXT and length == key.shape[-2]:
+    if causal and mask is None and query.shape[-2] >= LONG_CONTEXT and query.shape == key.shape == value.shape:
         return blockwise_attention(query, key, value)  # pyright: ignore[reportReturnType]
     return F.attention(query, key, value, mask, causal)
 

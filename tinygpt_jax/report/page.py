@@ -178,6 +178,7 @@ def _configuration(config: Config | None) -> Iterator[str]:
         yield html.tables(
             (group.capitalize(), [_setting(name, value, defaults[group][name]) for name, value in values.items()])
             for group, values in groups.items()
+            if group != "origin" or config.origin.init_from
         )
 
 

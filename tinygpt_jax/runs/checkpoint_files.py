@@ -219,10 +219,20 @@ def saved_config(workdir: Path) -> Config | None:
     Raises:
         UserError: there are checkpoints, and none can be read.
     """
+    return _newest_readable(workdir, Checkpoint.config)
+
+
+@while_it_trains
+def saved_tokenizer(workdir: Path) -> Tokenizer | None:
+    """The vocabulary of a run, as `saved_config`."""
+    return _newest_readable(workdir, Checkpoint.tokenizer)
+
+
+def _newest_readable(workdir: Path, read: Callable[[Checkpoint], Result]) -> Result | None:
     problem = None
     for checkpoint in reversed(checkpoints(workdir)):
         try:
-            return checkpoint.config()
+            return read(checkpoint)
         except DamageError as error:
             problem = problem or error
     if problem:

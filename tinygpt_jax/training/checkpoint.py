@@ -171,13 +171,19 @@ def save(workdir: Path, state: TrainState, progress: Progress, config: Config, t
     return final
 
 
-def _checkpointer(**options: Any) -> ocp.Checkpointer:
-    """Orbax's, for one process or for all that there are.
+def _checkpointer(alone: bool = False, **options: Any) -> ocp.Checkpointer:
+    """Orbax's, for all processes that there are, or for this one alone.
 
     Told who they are, they wait for each other through JAX's service and not on the devices, where training goes on.
     """
-    processes = None if jax.process_count() == 1 else set(range(jax.process_count()))
-    together = ocp.options.MultiprocessingOptions(active_processes=processes)
+    together = ocp.options.MultiprocessingOptions()
+    if jax.process_count() > 1:
+        me = jax.process_index()
+        together = ocp.options.MultiprocessingOptions(
+            primary_host=me if alone else 0,
+            active_processes={me} if alone else set(range(jax.process_count())),
+            barrier_sync_key_prefix=f"alone_{me}" if alone else None,
+        )
     handler = ocp.StandardCheckpointHandler(multiprocessing_options=together, **options)
     return ocp.Checkpointer(handler, multiprocessing_options=together)
 
@@ -202,14 +208,16 @@ def _passing_over_damage() -> Iterator[None]:
 
 
 def _restore(checkpoint: Checkpoint, item: str, abstract: Any, sharding: Any = None) -> Any:
-    if sharding is None:
-        sharding = jax.tree.map(lambda _: SingleDeviceSharding(jax.devices()[0]), abstract)
+    """Arrays on the devices that `sharding` says, by all processes; without it on one of this process, by it alone."""
+    alone = sharding is None
+    if alone:
+        sharding = jax.tree.map(lambda _: SingleDeviceSharding(jax.local_devices()[0]), abstract)
     target = jax.tree.map(lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), abstract, sharding)
     folder = (checkpoint.folder / item).resolve()
     # The file says for itself in what pieces it is stored, and a stranger's may say pieces of any size.
     gigabytes = 1 + sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(target)) // 10**9
     try:
-        with _quietly(), _checkpointer(restore_concurrent_gb=gigabytes) as checkpointer:
+        with _quietly(), _checkpointer(alone, restore_concurrent_gb=gigabytes) as checkpointer:
             arrays = checkpointer.restore(folder, args=ocp.args.StandardRestore(target))
     except Exception as error:  # as many kinds as there are libraries below
         checkpoint.raise_if_gone()

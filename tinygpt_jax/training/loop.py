@@ -1,5 +1,6 @@
 """A training run from start to finish: prepare, restore, loop."""
 
+import dataclasses
 import json
 import sys
 from collections.abc import Callable
@@ -24,6 +25,7 @@ from tinygpt_jax.runs.folder import check_folder, check_history, check_is_ours, 
 from tinygpt_jax.tokenizer import Tokenizer
 from tinygpt_jax.training import checkpoint
 from tinygpt_jax.training.metrics import NonFiniteError, TrainingLog, event_writer
+from tinygpt_jax.training.origin import find_origin
 from tinygpt_jax.training.parts import Parts, announce, check_memory
 from tinygpt_jax.training.saving import Saver
 from tinygpt_jax.training.sharding import make_mesh, on_one_device, put_batch
@@ -64,8 +66,11 @@ def train(config: Config, workdir: Path, *, mesh: Mesh | None = None, sampler: S
     in_turn(lambda: _check(config, workdir))
     agree(_facts(config, mesh), "start them with the same code and the same flags")
     check_memory(config, mesh)
-    parts = Parts(config, in_turn(lambda: prepare(config.data)), mesh)
-    agree({"stories": parts.corpus.fingerprint}, "give each machine the same --data")
+    origin = in_turn(lambda: find_origin(config, workdir))
+    corpus = in_turn(lambda: prepare(config.data, tokenizer=origin.tokenizer))
+    parts = Parts(dataclasses.replace(config, origin=origin.config), corpus, mesh)
+    agree({"stories": corpus.fingerprint}, "give each machine the same --data")
+    agree({"parameters": str(origin.config.sha256)}, "give each machine the same --init-from")
     with ExitStack() as held, memory_errors(config.training), others_may_go(), stop_signals() as stop:
         _claim(workdir, held)
         saved, progress = _where_it_stands(parts, workdir)
@@ -75,10 +80,14 @@ def train(config: Config, workdir: Path, *, mesh: Mesh | None = None, sampler: S
         if saved:
             state = checkpoint.restore_state(saved, parts.optimizer, parts.mesh)
         else:
-            state = initial_state(parts.model, parts.optimizer, config.training.seed, parts.mesh)
+            state = initial_state(parts.model, parts.optimizer, config.training.seed, parts.mesh, origin.params)
+        tunes = not saved and origin.params is not None
+        del origin  # a copy of all parameters
         announce(parts, state, f"resuming after step {progress.step:,} of" if saved else "training")
         saver = Saver(workdir, parts.config, parts.corpus.tokenizer)
         with closing(TrainingLog(parts, workdir if is_first() else None, progress)) as log, saver:
+            if tunes:  # what it could before, to compare with
+                saver.save(state, log.progress(0, _evaluate(parts, state.params, 0, log, sampler)))
             return _update_to_the_end(parts, state, log, saver, sampler, stop)
 
 

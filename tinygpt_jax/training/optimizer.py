@@ -9,6 +9,7 @@ import numpy as np
 import optax
 
 from tinygpt_jax.config import OptimizerConfig
+from tinygpt_jax.training.muon import is_muons, scale_by_muon
 
 
 def learning_rate_schedule(config: OptimizerConfig, total_steps: int) -> Callable[[Any], Any]:
@@ -30,18 +31,28 @@ def learning_rate_schedule(config: OptimizerConfig, total_steps: int) -> Callabl
 
 
 def make_optimizer(config: OptimizerConfig, total_steps: int) -> optax.GradientTransformation:
-    """Scale the gradients to the clip norm, then AdamW (Loshchilov & Hutter 2019)."""
-    return optax.chain(
-        optax.clip_by_global_norm(config.clip_norm),
-        optax.adamw(
-            learning_rate_schedule(config, total_steps),
-            b1=config.beta1,
-            b2=config.beta2,
-            eps=config.epsilon,
-            weight_decay=config.weight_decay,
-            mask=decay_mask,
-        ),
+    """Scale the gradients to the clip norm, then AdamW (Loshchilov & Hutter 2019); Muon for matrices that are its."""
+    rate = learning_rate_schedule(config, total_steps)
+    adamw = optax.adamw(
+        rate,
+        b1=config.beta1,
+        b2=config.beta2,
+        eps=config.epsilon,
+        weight_decay=config.weight_decay,
+        mask=decay_mask,
     )
+    if config.matrices == "muon":
+        muon = optax.chain(
+            scale_by_muon(config.muon_momentum),
+            optax.add_decayed_weights(config.weight_decay / config.muon_rate),  # as much as AdamW's, at its rate
+            optax.scale_by_learning_rate(lambda step: config.muon_rate * rate(step)),
+        )
+        adamw = optax.partition({"adamw": adamw, "muon": muon}, _by_whom)
+    return optax.chain(optax.clip_by_global_norm(config.clip_norm), adamw)
+
+
+def _by_whom(params: Any) -> Any:
+    return jax.tree.map_with_path(lambda path, x: "muon" if is_muons(path, x) else "adamw", params)
 
 
 def decay_mask(params: Any) -> Any:

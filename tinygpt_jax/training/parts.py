@@ -18,6 +18,7 @@ from tinygpt_jax.training.sharding import rows_here
 from tinygpt_jax.training.step import TrainState, make_train_step
 
 _MANY_EPOCHS = 10  # of so many, a model knows its stories by heart
+_MUCH_SPELLED = 0.2  # share of tokens; above it a model has to learn to spell
 
 
 class Parts:
@@ -82,6 +83,11 @@ def announce(parts: Parts, state: TrainState, doing: str) -> None:
         f"{epochs:,.{1 if epochs >= 1 else 2}f} epochs",
         flush=True,
     )
+    if config.origin.init_from:
+        print(f"from the parameters of {config.origin.init_from}, {str(config.origin.sha256)[:12]}", flush=True)
+        if (spelled := corpus.manifest["tokenizer"]["spelled_in_bytes"]) > _MUCH_SPELLED:
+            doubt = f"{spelled:.0%} of GPT-2's tokens are spelled in bytes here: they are not in the model's vocabulary"
+            print(f"warning: {doubt}", file=sys.stderr)
     warmup, rate = config.optimizer.warmup_steps, config.optimizer.learning_rate
     if warmup > steps:
         doubt = f"warmup_steps {warmup} is more than the {steps:,} steps: learning_rate {rate:g} is never reached"

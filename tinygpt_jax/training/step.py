@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from inspect import signature
 from typing import Any, NamedTuple
 
 import jax
@@ -10,7 +11,6 @@ import optax
 from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int
 
-from tinygpt_jax import functional
 from tinygpt_jax.config import TrainingConfig
 from tinygpt_jax.data.batches import Batch
 from tinygpt_jax.errors import UsageError, UserError, first_line
@@ -39,9 +39,17 @@ class StepMetrics(NamedTuple):
     applied: Bool[Array, ""]
 
 
-def initial_state(model: GPT, optimizer: optax.GradientTransformation, seed: int, mesh: Mesh) -> TrainState:
-    """Fresh parameters, a function of the seed, each device with its part of them: nobody ever holds them all."""
-    return jax.jit(lambda: _fresh(model, optimizer, seed), out_shardings=_sharding(model, optimizer, mesh))()
+def initial_state(
+    model: GPT, optimizer: optax.GradientTransformation, seed: int, mesh: Mesh, params: Any = None
+) -> TrainState:
+    """The state before the first update, each device with its part of it.
+
+    Fresh parameters are a function of the seed, and nobody ever holds them all. Given ones are the host's arrays.
+    """
+    sharding = _sharding(model, optimizer, mesh)
+    if params is None:
+        return jax.jit(lambda: _fresh(model, optimizer, seed), out_shardings=sharding)()
+    return jax.jit(lambda p: TrainState(jnp.int32(0), p, optimizer.init(p)), out_shardings=sharding)(params)
 
 
 def _fresh(model: GPT, optimizer: optax.GradientTransformation, seed: int) -> TrainState:
@@ -78,7 +86,7 @@ def make_train_step(
         )
     platform = mesh.devices.flat[0].platform
     arrangement: dict[str, Any] = {}
-    if model.arithmetic is not functional:
+    if "chunks" in signature(model.arithmetic.head_cross_entropy).parameters:  # the formulas know of no pieces
         arrangement["chunks"] = loss_chunks(model, share, platform)
         arrangement["vocab_multiple"] = 1 if platform == "cpu" else 128  # tensor cores want whole tiles
 
