@@ -18,7 +18,7 @@ from tinygpt_jax.config import Config, ModelConfig
 from tinygpt_jax.errors import UsageError, UserError
 from tinygpt_jax.exchange import open_model
 from tinygpt_jax.exchange.folders import portable
-from tinygpt_jax.exchange.stock_config import attention_window, model_config
+from tinygpt_jax.exchange.stock_config import attention_window, model_config, stock_config
 from tinygpt_jax.exchange.stock_tokenizer import tokenizer_json
 from tinygpt_jax.runs.checkpoint_files import checkpoints
 from tinygpt_jax.training.checkpoint import open_run
@@ -90,6 +90,8 @@ def test_what_has_no_stock_class_is_refused_with_what_would_fit(tmp_path):
     ):
         write(run, tmp_path / "model")
     assert [path.name for path in tmp_path.iterdir()] == ["run"]
+    with pytest.raises(UsageError, match=r"no class for post-LN with rotary positions: .* --norm pre fits"):
+        stock_config(ModelConfig(positions="rotary"))
 
 
 @pytest.mark.parametrize(
@@ -276,6 +278,23 @@ def test_the_context_is_only_shortened(folder, run, tmp_path):
         refused(folder, tmp_path, message, "--context-length", length, error=UsageError)
     with pytest.raises(UsageError, match="keeps the context it was trained with"):
         open_model(run, context_length=5)
+
+
+def test_a_gpt_neox_is_ours_only_with_our_arithmetic():
+    """Its defaults are not; the names of before version 5 of the library and of after mean the same."""
+    ours = {"model_type": "gpt_neox", "use_parallel_residual": False, "hidden_act": "relu"}
+    rope = {"rope_type": "default", "partial_rotary_factor": 1.0, "rope_theta": 10_000.0}
+    assert model_config(ours | {"rotary_pct": 1.0}) == model_config(ours | {"rope_parameters": rope})
+    for values, message in (
+        ({}, r"rotary_pct is 0.25; in this program it is always 1.0"),
+        ({"rope_parameters": rope | {"rope_theta": 5e5}}, r"rotary_emb_base is 500000.0"),
+        ({"rope_parameters": rope | {"rope_type": "yarn"}}, "rope_type is 'yarn'"),
+        ({"rotary_pct": 1.0, "rope_scaling": {"type": "linear"}}, "rope_scaling is"),
+        ({"rotary_pct": 1.0, "use_parallel_residual": True}, "use_parallel_residual is True"),
+        ({"rotary_pct": 1.0, "attention_bias": False}, "attention_bias is False"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            model_config(ours | values)
 
 
 def test_a_gpt_neos_window_is_that_of_its_local_layers():
