@@ -67,7 +67,7 @@ def export_hugging_face(run: Run, folder: Path, card: str) -> None:
     with new_folder(folder) as partial:
         for name, text in texts.items():
             (partial / name).write_text(text, encoding="utf-8")
-        save_tensors(to_stock(stock["model_type"], arrays), partial / PARAMETERS, {"format": "pt"})
+        save_tensors(to_stock(stock["model_type"], config, arrays), partial / PARAMETERS, {"format": "pt"})
         if not np.array_equal(embedding, found):
             save_tensors({"token_embedding": embedding}, partial / _EMBEDDING, {})
 
@@ -104,7 +104,7 @@ def read_hugging_face(
         shapes[HEAD] = (whole.vocab_size, whole.d_model)
     check_form(stored, shapes, files[0], _FLOATS)
     tensors = load_tensors(stored)
-    table = next(name for name in tensors if name in ("wte.weight", "tokens_embed.weight"))
+    table = next(name for name in tensors if name in ("wte.weight", "tokens_embed.weight", "embed_in.weight"))
     if whole.tie_embeddings and not np.array_equal(tensors.pop(HEAD, tensors[table]), tensors[table]):
         raise UserError(f"{files[0]}: {HEAD} is not {table}, and {CONFIG} says that they are tied")
     config = replace(whole, context_length=_context(whole.context_length, window, context_length))
