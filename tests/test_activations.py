@@ -23,7 +23,7 @@ def large_parameters(config):
     return jax.tree.map(lambda x: jnp.array(rng.normal(0, 0.5, x.shape), jnp.float32), params)
 
 
-@pytest.mark.parametrize("positions", ["sinusoidal", "learned"])
+@pytest.mark.parametrize("positions", ["sinusoidal", "learned", "rotary"])
 @pytest.mark.parametrize("norm", ["pre", "post"])
 def test_activations_are_those_of_the_reference(norm, positions):
     config = ModelConfig(**SHAPE, norm=norm, positions=positions)
@@ -34,29 +34,30 @@ def test_activations_are_those_of_the_reference(norm, positions):
         x = reference.embed(params["token_embedding"], tokens)
         if positions == "learned":
             x = x + params["position_embedding"]
-        else:
+        elif positions == "sinusoidal":
             x = x * 8**0.5 + reference.sinusoidal_encoding(12, 8)
         np.testing.assert_allclose(seen.residual[0, row], x, rtol=1e-4, atol=1e-5)
         for layer in range(2):
             block = params[f"blocks_{layer}"]
             attended = reference.layer_norm(x, **block["attention_norm"]) if norm == "pre" else x
-            weights = attention_weights(block["attention"], attended)
+            weights = attention_weights(block["attention"], attended, turned=positions == "rotary")
             np.testing.assert_allclose(seen.attention[layer, row], weights, rtol=1e-3, atol=1e-5)
             step = reference.pre_norm_block if norm == "pre" else reference.post_norm_block
-            x = step(block, x, 2, config.activation)
+            x = step(block, x, 2, config.activation, positions == "rotary")
             np.testing.assert_allclose(seen.residual[layer + 1, row], x, rtol=1e-3, atol=1e-4)
         variant = {"n_layers": 2, "n_heads": 2, "norm": norm, "activation": "relu", "positions": positions}
         np.testing.assert_allclose(seen.logits[row], reference.gpt(params, tokens, **variant), rtol=1e-3, atol=1e-3)
 
 
-def attention_weights(params, x):
+def attention_weights(params, x, turned):
     """[heads, queries, keys]: the softmax of each query's scores over the keys up to itself."""
     query, key, _ = np.split(reference.linear(x, params["qkv_weight"], params["qkv_bias"]), 3, axis=-1)
     weights = np.zeros((2, len(x), len(x)))
     for head in range(2):
         mine = slice(4 * head, 4 * head + 4)
-        for i in range(len(x)):
-            weights[head, i, : i + 1] = reference.softmax(key[: i + 1, mine] @ query[i, mine] / 2)
+        q, k = (reference.rotary(x[:, mine]) if turned else x[:, mine] for x in (query, key))
+        for i in range(len(q)):
+            weights[head, i, : i + 1] = reference.softmax(k[: i + 1] @ q[i] / 2)
     return weights
 
 

@@ -122,7 +122,6 @@ def locked(path: Path, busy: Callable[[str], None]) -> Iterator[None]:
             file.truncate(0)
             file.write(str(os.getpid()))
             file.flush()
-            os.fsync(file.fileno())  # other machines see it too
             yield
             return
 

@@ -16,7 +16,7 @@ from tinygpt_jax.data.corpus import prepare
 from tinygpt_jax.distributed.together import agree, in_turn, is_first, of_first, others_may_go, running
 from tinygpt_jax.errors import UsageError, UserError
 from tinygpt_jax.evaluation import evaluate
-from tinygpt_jax.files import write_atomically
+from tinygpt_jax.files import sync, write_atomically
 from tinygpt_jax.generation import Sampling, generate
 from tinygpt_jax.model import GPT
 from tinygpt_jax.runs.checkpoint_files import Checkpoint, Progress, saved_config
@@ -168,6 +168,7 @@ def _claim(workdir: Path, held: ExitStack) -> None:
 
     def claim() -> str:
         held.enter_context(sole_process(workdir))
+        sync(workdir / ".lock")  # so that other machines see it
         return holder()
 
     def compare() -> None:
