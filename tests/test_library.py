@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -133,6 +134,13 @@ def test_an_exported_folder_is_the_same_model(run, folder, tmp_path, monkeypatch
     loaded = tinygpt_jax.load(str(tmp_path / "model"))
     assert loaded.generate("Once", seed=2, max_new_tokens=12) == run.generate("Once", seed=2, max_new_tokens=12)
     assert loaded.loss("Once upon a time")[1].tolist() == run.loss("Once upon a time")[1].tolist()
+
+
+def test_a_run_is_shown_in_a_line(run):
+    """Not with every parameter."""
+    count = sum(x.size for x in jax.tree.leaves(run.params))
+    tokens = run.tokenizer.vocab_size
+    assert repr(run) == f"Run({count:,} parameters, 1 layers, vocabulary of {tokens:,} tokens, step 0)"
 
 
 def test_a_folder_that_is_no_model(tmp_path):

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+import jax
 import numpy as np
 from jaxtyping import Float
 
@@ -27,6 +28,13 @@ class Run(checkpoint.Run):
 
     `model.apply({"params": params}, tokens)` are its logits.
     """
+
+    def __repr__(self) -> str:
+        model, count = self.config.model, sum(leaf.size for leaf in jax.tree.leaves(self.params))
+        return (
+            f"Run({count:,} parameters, {model.n_layers} layers, vocabulary of {self.tokenizer.vocab_size:,} tokens, "
+            f"step {self.step:,})"
+        )
 
     def generate(
         self,
