@@ -31,6 +31,11 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     folder = local_path(arguments.model, also=("pytorch_model*.bin",))
     files = sorted(folder.glob("pytorch_model*.bin"))
+    if not files and (folder / CONFIG).is_file() and any(folder.glob("*.safetensors")):
+        raise UserError(
+            f"nothing to convert: {folder} has safetensors already; "
+            f"python -m experiments.import_model --model {arguments.model} takes it as it is"
+        )
     if not files or not (folder / CONFIG).is_file():
         raise UserError(f"{folder} has no config.json with a pytorch_model.bin: give the folder of a PyTorch model")
     tensors = {name: array for path in files for name, array in _load(path).items()}

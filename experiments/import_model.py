@@ -13,8 +13,8 @@ class Arguments:
     """Make a run folder of a model, to write stories with, evaluate, or train further.
 
     A model is a folder that experiments.export wrote in either form, or the folder or .safetensors file of a GPT-2, a
-    GPT-Neo or an OpenAI GPT with GPT-2's tokenizer, or its name at the hub. Training starts again at step 0, from these
-    parameters, on any stories that have the model's vocabulary.
+    GPT-Neo, an OpenAI GPT or a GPT-NeoX with GPT-2's tokenizer, or its name at the hub. Training starts again at step
+    0, from these parameters, on any stories that have the model's vocabulary.
     """
 
     model: str  # folder, file or name at the hub

@@ -214,4 +214,4 @@ def test_a_vocabulary_of_another_model_is_refused(exported, tmp_path):
 
 
 def test_a_folder_with_nothing_in_it_is_refused(tmp_path):
-    refused(tmp_path, tmp_path, "config.json is not a file; give the folder of a run")
+    refused(tmp_path, tmp_path, "config.json is not a file; give the folder of an exported or published model")

@@ -75,7 +75,7 @@ def export_hugging_face(run: Run, folder: Path, card: str) -> None:
 def read_hugging_face(
     document: Mapping[str, Any], files: list[Path], folder: Path, context_length: int | None
 ) -> tuple[Config, Tokenizer, Any]:
-    """Configuration, vocabulary and parameters of a GPT-2, a GPT-Neo or an OpenAI GPT.
+    """Configuration, vocabulary and parameters of a GPT-2, a GPT-Neo, an OpenAI GPT or a GPT-NeoX.
 
     What is not as it was in the file is said on standard error.
 

@@ -24,14 +24,16 @@ from tinygpt_jax.training.checkpoint import Run, open_run
 from tinygpt_jax.training.optimizer import make_optimizer
 from tinygpt_jax.training.step import TrainState
 
+_OTHERS = "an exported or published model"
+
 
 def open_model(source: str | Path, context_length: int | None = None) -> Run:
     """A model from any of these; where it is no run's folder, after 0 updates.
 
     Args:
         source: a run's folder (its best checkpoint); a folder that experiments.export wrote, in either form; a folder
-            of a GPT-2, a GPT-Neo or an OpenAI GPT with GPT-2's tokenizer, or the .safetensors file in it; or such a
-            model's name at the hub.
+            of a GPT-2, a GPT-Neo, an OpenAI GPT or a GPT-NeoX with GPT-2's tokenizer, or the .safetensors file in it;
+            or such a model's name at the hub.
         context_length: keep only so many of the learned positions of a Hugging Face model (default: all).
 
     Raises:
@@ -42,7 +44,7 @@ def open_model(source: str | Path, context_length: int | None = None) -> Run:
     if checkpoints(path):
         _has_no_table(path, context_length)
         return open_run(path)
-    config, tokenizer, params = _read(path, context_length)
+    config, tokenizer, params = _read(path, context_length, f"a run, or of {_OTHERS}")
     model = GPT(config.model, resolve_dtype(config.training.compute_dtype), arithmetic=resolve_arithmetic())
     return Run(config, tokenizer, params, 0, model, None)
 
@@ -63,8 +65,11 @@ def import_model(source: str | Path, workdir: Path, context_length: int | None =
     check_folder(workdir)
     path = local_path(source)
     if checkpoints(path):
-        raise UserError(f"{path} is a run already; give the folder of an exported or published model")
-    config, tokenizer, params = _read(path, context_length)
+        raise UserError(
+            f"{path} is a run already: train further in it, or begin another run from it with "
+            f"python -m experiments.train --init-from {path}"
+        )
+    config, tokenizer, params = _read(path, context_length, _OTHERS)
     optimizer = make_optimizer(config.optimizer, total_steps=1)  # the number does not change its state's form
     state = TrainState(jax.numpy.int32(0), params, jax.jit(optimizer.init)(params))
     with sole_process(workdir), disk_errors(workdir, "make room or give permission there, or choose another --workdir"):
@@ -74,20 +79,23 @@ def import_model(source: str | Path, workdir: Path, context_length: int | None =
         checkpoint.save(workdir, state, Progress(step=0, corpus=None), config, tokenizer)
 
 
-def _read(path: Path, context_length: int | None) -> tuple[Config, Tokenizer, Any]:
+def _read(path: Path, context_length: int | None, wanted: str) -> tuple[Config, Tokenizer, Any]:
+    """What is no run. `wanted` says whose folder it should have been."""
+    if not path.is_dir() and path.suffix != ".safetensors":
+        raise UserError(
+            f"{path} is no .safetensors file, and nothing else is read; give one, or the folder of {wanted}"
+        )
     folder = path if path.is_dir() else path.parent
-    document = _document(folder / CONFIG)
+    document = _document(folder / CONFIG, wanted)
     if "model_type" not in document:
         _has_no_table(folder, context_length)
         return read_native(folder)
-    if not path.is_dir() and path.suffix != ".safetensors":
-        raise UserError(f"{path} is no .safetensors file, and nothing else is read; give one, or its folder")
     return read_hugging_face(document, tensor_files(folder) if path.is_dir() else [path], folder, context_length)
 
 
-def _document(path: Path) -> dict[str, Any]:
+def _document(path: Path, wanted: str) -> dict[str, Any]:
     if not path.is_file():
-        raise UserError(f"{path} is not a file; give the folder of a run, or of an exported or published model")
+        raise UserError(f"{path} is not a file; give the folder of {wanted}")
     try:
         document = json.loads(read_text(path))
         if isinstance(document, dict):
