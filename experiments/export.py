@@ -61,12 +61,18 @@ def _card(run: "Run", workdir: Path) -> str:
 
 def training_command(config: Config) -> str:
     """The command that trains so: the preset that is nearest, and a flag for each setting that differs and matters."""
-    free = FREE_TO_CHANGE - {"steps", "epochs", "source"}
-    preset = min(PRESETS, key=lambda name: len(config.differences(PRESETS[name].config, free)))
+    began, silent = config.origin.init_from, FREE_TO_CHANGE - {"steps", "epochs", "source"}
+    if config.data.source != "builtin":
+        silent |= {"builtin_stories"}
+    if began:  # network and vocabulary are the other model's, and so is dropout unless a flag says otherwise
+        silent |= {*vars(config.model), "vocabulary", "max_vocab"}
+    preset = min(PRESETS, key=lambda name: len(config.differences(PRESETS[name].config, silent)))
     before, words = PRESETS[preset].config, ["python", "-m", "experiments.train", "--preset", preset]
+    if began:
+        words += [*_flag("init_from", began), *_flag("dropout", config.model.dropout)]
     for group in ("model", "data", "optimizer", "training"):
         for name, value in vars(getattr(config, group)).items():
-            if name not in free and value != getattr(getattr(before, group), name):
+            if name not in silent and value != getattr(getattr(before, group), name):
                 words += _flag(name, value)
     if config.training.steps is None and before.training.steps:
         words += _flag("epochs", config.training.epochs)

@@ -14,10 +14,11 @@ from safetensors.numpy import load_file, save_file
 from experiments import convert_pytorch, export, import_model, presets, train
 from tests.test_export import VOCABULARY, make_run
 from tinygpt_jax import tokenizer
-from tinygpt_jax.config import Config, ModelConfig
+from tinygpt_jax.config import Config, ModelConfig, OriginConfig
 from tinygpt_jax.errors import UsageError, UserError
 from tinygpt_jax.exchange import open_model
 from tinygpt_jax.exchange.folders import portable
+from tinygpt_jax.exchange.model_card import model_card
 from tinygpt_jax.exchange.stock_config import attention_window, model_config, stock_config
 from tinygpt_jax.exchange.stock_tokenizer import tokenizer_json
 from tinygpt_jax.runs.checkpoint_files import checkpoints
@@ -192,7 +193,11 @@ def test_a_file_that_is_no_safetensors_file_is_refused(folder, tmp_path, content
 def test_a_pickle_is_not_read(folder, tmp_path):
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
     refused(folder, tmp_path, r"pytorch_model.bin alone, .*: python -m experiments.convert_pytorch --model")
-    refused(folder / "pytorch_model.bin", tmp_path, "is no .safetensors file, and nothing else is read")
+    (tmp_path / "text.txt").touch()
+    for path in (folder / "pytorch_model.bin", tmp_path / "text.txt"):  # in a folder of a model or not
+        refused(
+            path, tmp_path, f"{path.name} is no .safetensors file, and nothing else is read; give one, or the folder"
+        )
 
 
 def in_pieces(folder, **index):
@@ -327,14 +332,16 @@ def test_a_name_that_is_nothing_is_one_line(tmp_path, monkeypatch):
     refused(
         "no/such/folder", tmp_path, "no/such/folder: no such file or folder; give the folder of a model, or its name"
     )
-    refused(tmp_path, tmp_path, "config.json is not a file; give the folder of a run, or of an exported or published")
+    refused(tmp_path, tmp_path, "config.json is not a file; give the folder of an exported or published model$")
+    with pytest.raises(UserError, match=r"config.json is not a file; give the folder of a run, or of an exported or"):
+        open_model(tmp_path)
 
 
 def test_nothing_is_written_where_a_run_is(folder, run):
     before = checkpoints(run)
     with pytest.raises(UserError, match="holds a run; choose another --workdir"):
         import_model.main(["--model", str(folder), "--workdir", str(run)])
-    with pytest.raises(UserError, match="is a run already"):
+    with pytest.raises(UserError, match=r"is a run already: .* --init-from"):
         import_model.main(["--model", str(run), "--workdir", str(folder / "new")])
     assert checkpoints(run) == before
 
@@ -357,13 +364,47 @@ def test_the_card_says_how_to_train_it_again(preset, monkeypatch):
     assert export.training_command(config) == f"python -m experiments.train --preset {preset}"
 
 
+@pytest.mark.parametrize("preset", presets.PRESETS)
+def test_the_card_of_a_fine_tuned_model_names_what_it_began_with(preset, folder, tmp_path, monkeypatch):
+    """Network and vocabulary are the other model's and need no flags; dropout is nobody's until it is said."""
+    monkeypatch.setattr(train, "use_device", lambda *_: None)
+    monkeypatch.chdir(tmp_path)
+    began, config = open_model("model"), presets.PRESETS[preset].config
+    wanted = Config(
+        model=dataclasses.replace(began.config.model, dropout=0.05),
+        data=dataclasses.replace(config.data, source="stories.txt", vocabulary="compact", max_vocab=None),
+        optimizer=dataclasses.replace(config.optimizer, learning_rate=0.25),
+        training=config.training,
+        origin=OriginConfig("/home/somebody/model", "c0ffee"),
+    )
+    other_number = dataclasses.replace(wanted.data, builtin_stories=777)  # which says nothing of a file
+    command = export.training_command(portable(dataclasses.replace(wanted, data=other_number)))
+    found = train.parse(shlex.split(command)[3:])[0].config
+    assert found == dataclasses.replace(wanted, origin=OriginConfig("model"))
+    assert command == (
+        f"python -m experiments.train --preset {preset} --init-from model --dropout 0.05 --data stories.txt "
+        "--learning-rate 0.25"
+    )
+    card = model_card(dataclasses.replace(began, config=wanted, step=7), command, 1.0)
+    assert "Fine-tuned from `model` (the sha256 of its parameters is `c0ffee`) on stories.txt with" in card
+    assert "| vocabulary | 260 tokens of GPT-2's, those of the model it began with |" in card
+    assert "somebody" not in card
+    unchanged = model_card(dataclasses.replace(began, config=wanted, step=0), command, 1.0)
+    assert "The parameters of `model` " in unchanged and "Fine-tuned" not in unchanged
+
+
 def test_the_card_has_the_runs_figures(folder):
     card = (folder / "README.md").read_text()
-    for figure in ("| updates | 7 of 32 rows |", "stories.txt", "pre-LN, ReLU", "| vocabulary | 260 tokens"):
+    vocabulary = "| vocabulary | 260 tokens of GPT-2's, those that occur in the stories |"
+    for figure in ("| updates | 7 of 32 rows |", "Trained on stories.txt with", "pre-LN, ReLU", vocabulary):
         assert figure in card
-    assert "held-out" not in card  # it was not measured
+    assert "held-out" not in card and "init-from" not in card  # it was not measured, and began anew
 
 
 def test_a_folder_without_a_pickle_is_no_folder_to_convert(folder, tmp_path):
+    with pytest.raises(UserError, match=r"^nothing to convert: .*/model has safetensors already; .*import_model"):
+        convert_pytorch.main(["--model", str(folder), "--to", str(tmp_path / "new")])
+    (folder / "model.safetensors").unlink()
     with pytest.raises(UserError, match=r"has no config.json with a pytorch_model.bin"):
         convert_pytorch.main(["--model", str(folder), "--to", str(tmp_path / "new")])
+    assert not (tmp_path / "new").exists()

@@ -112,6 +112,27 @@ def test_from_a_run_to_a_story_by_the_library_alone(tmp_path):
     assert theirs.model_max_length == 32
 
 
+def test_several_prompts_are_padded(tmp_path):
+    """With end-of-text; the logits that follow are those of each prompt alone."""
+    export_hugging_face(random_run(norm="pre", context_length=32), tmp_path / "model", card="")
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "model", padding_side="left")
+    model = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "model").eval()
+    prompts, wanted = ["Once", "Lily saw"], {"output_logits": True, "return_dict_in_generate": True}
+    both = model.generate(**theirs(prompts, padding=True, return_tensors="pt"), max_new_tokens=1, **wanted)
+    for row, prompt in enumerate(prompts):
+        alone = model.generate(**theirs(prompt, return_tensors="pt"), max_new_tokens=1, **wanted)
+        np.testing.assert_allclose(both.logits[0][row], alone.logits[0][0], rtol=0, atol=1e-5)
+
+
+def test_end_of_text_in_a_text_is_the_token_there_and_spelled_here(tmp_path):
+    export_hugging_face(random_run(norm="pre"), tmp_path / "model", card="")
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "model")
+    text, plain = "a<|endoftext|>b", {"add_special_tokens": False}
+    a, b = VOCABULARY.encode("a"), VOCABULARY.encode("b")
+    assert theirs(text, **plain)["input_ids"] == [*a, VOCABULARY.end_of_text, *b]
+    assert theirs(text, split_special_tokens=True, **plain)["input_ids"] == VOCABULARY.encode(text)
+
+
 def test_a_model_trained_further_elsewhere_is_what_it_has_become(tmp_path):
     """Its head is no longer its embedding, then its table of positions no longer sinusoids."""
     export_hugging_face(random_run(d_ff=32), tmp_path / "model", card="")

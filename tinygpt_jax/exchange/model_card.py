@@ -17,8 +17,10 @@ def model_card(run: Run, command: str, validation_loss: float) -> str:
         command: how to train it again.
         validation_loss: in nats per token, at `run.step`; infinite where it was not measured.
     """
-    model, data = run.config.model, portable(run.config).data
+    config = portable(run.config)
+    model, data, origin = config.model, config.data, config.origin
     count = sum(leaf.size for leaf in jax.tree.leaves(run.params))
+    whose = "of the model it began with" if origin.init_from else "that occur in the stories"
     head = "tied to the embedding" if model.tie_embeddings else "of its own"
     source = {"builtin": "the built-in stories of tinygpt_jax", "tinystories": "TinyStories (roneneldan/TinyStories)"}
     figures = {
@@ -28,16 +30,18 @@ def model_card(run: Run, command: str, validation_loss: float) -> str:
         "positions": f"{model.context_length}, {model.positions}",
         "head": head,
         "vocabulary": f"{model.vocab_size:,} tokens"
-        + ("" if data.vocabulary == "gpt2" else " of GPT-2's, those that occur in the stories"),
-        "updates": f"{run.step:,} of {run.config.training.batch_size} rows",
+        + ("" if data.vocabulary == "gpt2" else f" of GPT-2's, those {whose}"),
+        "updates": f"{run.step:,} of {config.training.batch_size} rows",
     }
     if math.isfinite(validation_loss):
         loss = f"{validation_loss:.4f} nats/token (perplexity {math.exp(validation_loss):.2f})"
-        figures["loss on held-out stories"] = f"{loss}, on {run.config.training.eval_batches} fixed batches"
+        figures["loss on held-out stories"] = f"{loss}, on {config.training.eval_batches} fixed batches"
     rows = "\n".join(f"| {name} | {value} |" for name, value in figures.items())
-    trained = f"Trained on {source.get(data.source, data.source)} with\n\n```\n{command}\n```"
+    base = f"`{origin.init_from}` (the sha256 of its parameters is `{origin.sha256}`)"
+    how = f"Fine-tuned from {base}" if origin.init_from else "Trained"
+    trained = f"{how} on {source.get(data.source, data.source)} with\n\n```\n{command}\n```"
     if run.step == 0:
-        trained = "Not trained."
+        trained = f"The parameters of {base}, not trained further." if origin.init_from else "Not trained here."
     return f"""---
 library_name: transformers
 pipeline_tag: text-generation
@@ -64,7 +68,8 @@ print(tokenizer.decode(tokens[0], skip_special_tokens=True))
 ```
 
 A text has at most {model.context_length} tokens, with the prompt. The tokenizer begins it with `<|endoftext|>`, as
-every story in training was begun.
+every story in training was begun, and pads with it; several prompts at once need `padding_side="left"`. In a text,
+`<|endoftext|>` is that token; with `split_special_tokens=True` it is spelled out, as it was in training.
 {_vocabulary_note(run)}"""
 
 

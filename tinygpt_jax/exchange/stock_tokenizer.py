@@ -3,8 +3,10 @@
 GPT-2's whole vocabulary is its own BPE. A compact one is no BPE: it spells a token that it lacks in single bytes, and
 what a BPE has merged it cannot take back. So it is written out in steps that the library has: a text is marked at the
 bounds of its words, bytes become letters, each of GPT-2's 50,000 merges in its turn is a replacement, and then a token
-that is lacking is split. The ids are exact for every text, but for one with U+FDD0, which is no character and is the
-mark. It is slow, as every text is searched 50,000 times, and the offsets mean nothing.
+that is lacking is split. It is slow, as every text is searched 50,000 times, and the offsets mean nothing.
+
+The ids are exact for every text but two kinds. `<|endoftext|>` in a text is the special token there, unless the library
+is asked to split those, and is spelled out here. And a compact vocabulary takes U+FDD0, which is no character, as mark.
 """
 
 import functools
@@ -112,6 +114,7 @@ def tokenizer_config(tokenizer: Tokenizer, context_length: int) -> dict[str, Any
         "tokenizer_class": "PreTrainedTokenizerFast",
         "bos_token": END,
         "eos_token": END,
+        "pad_token": END,
         "model_max_length": context_length,
         "clean_up_tokenization_spaces": False,
     }
