@@ -69,7 +69,7 @@ print(tokenizer.decode(tokens[0], skip_special_tokens=True))
 
 A text has at most {model.context_length} tokens, with the prompt. The tokenizer begins it with `<|endoftext|>`, as
 every story in training was begun, and pads with it; several prompts at once need `padding_side="left"`. In a text,
-`<|endoftext|>` is that token; with `split_special_tokens=True` it is spelled out, as it was in training.
+`<|endoftext|>` is that token; with `split_special_tokens=True` it is spelled out, as tinygpt_jax does.
 {_vocabulary_note(run)}"""
 
 
