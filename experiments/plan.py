@@ -107,12 +107,12 @@ def parse(argv: Sequence[str] | None = None) -> Arguments:
     start = cli.parse(Start, argv, others=True)
     card(start.gpu)
     count, machine = start.devices, CARDS_OF_A_MACHINE
-    advice = f"must be 1 to {machine}, the cards of one machine, or a multiple of them up to {_MOST_DEVICES}"
+    advice = f"must be 1 to {machine}, the cards of one machine, or a multiple of {machine} up to {_MOST_DEVICES}"
     require(1 <= count <= _MOST_DEVICES and (count <= machine or count % machine == 0), "devices", count, advice)
     mesh_axes(start.mesh, start.devices)
     require(1 <= start.rows <= 2**16, "rows", start.rows, "must be at least 1 and at most 65536")
     alone = start.what == "train" or start.devices == 1
-    require(alone, "devices", start.devices, "writing takes one; leave the flag out")
+    require(alone, "devices", start.devices, "writing texts takes one device; leave --devices out")
     arguments = with_config(Arguments, argv, start, presets.get(start.preset).config)
     began = arguments.config.origin.init_from
     require(began is None, "init_from", began, "changes nothing of an update; leave it out, and give the model's flags")

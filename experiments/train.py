@@ -10,7 +10,7 @@ from tyro.conf import Suppress
 
 from experiments import cli, presets
 from tinygpt_jax.config import Config, ModelConfig, OriginConfig
-from tinygpt_jax.devices import Device, has_accelerator, restart_with_huge_pages, use_device
+from tinygpt_jax.devices import Device, describe_devices, has_accelerator, restart_with_huge_pages, use_device
 from tinygpt_jax.distributed.place import find_place
 from tinygpt_jax.runs.checkpoint_files import saved_config
 
@@ -87,6 +87,8 @@ def parse(argv: Sequence[str] | None = None) -> tuple[Arguments, str]:
     if place := find_place(start.coordinator, start.num_processes, start.process_id):
         join(place, start.join_seconds)
     use_device(start.device, start.deterministic)
+    if place:
+        print(f"training together: {describe_devices()}", flush=True)
     origin, why = _starting_point(start, cli.parse(InitFrom, argv, others=True).init_from)
     arguments = with_config(Arguments, argv, start, origin)
     if start.preset and arguments.config != origin:  # what is said of the preset may be true no more

@@ -12,7 +12,8 @@ from experiments.measuring.several import losses, refusals
 from tinygpt_jax.distributed import place as places
 from tinygpt_jax.distributed.place import Place, find_place, gpus_of
 from tinygpt_jax.distributed.relay import said
-from tinygpt_jax.errors import UsageError
+from tinygpt_jax.distributed.together import _try_address
+from tinygpt_jax.errors import UsageError, UserError
 from tinygpt_jax.runs.checkpoint_files import checkpoints
 
 SLURM = {
@@ -37,6 +38,7 @@ VARIABLES = {"JAX_COORDINATOR_ADDRESS": "one:1234", "JAX_NUM_PROCESSES": "2", "J
         (SLURM, Place(5, 6, None, 1, 2)),
         (SLURM | {"SLURM_STEP_TASKS_PER_NODE": "3(x2)"}, Place(5, 6, None, 1, 3)),
         (SLURM | {"SLURM_NTASKS": "1", "SLURM_PROCID": "0"}, None),
+        (SLURM | {"SLURM_STEP_NUM_TASKS": "1", "SLURM_PROCID": "0"}, None),  # a step of one task in a larger job
         (OPEN_MPI | {"OMPI_MCA_orte_hnp_uri": "1;tcp://10.0.0.1:5"}, Place(3, 4, None, 1, 2)),
         (OPEN_MPI | {"JAX_COORDINATOR_ADDRESS": "one:1234"}, Place(3, 4, "one:1234", 1, 2)),
         (KUBERNETES, Place(3, 4, "train-workers-0-0.train.default.svc:55527")),
@@ -64,6 +66,8 @@ def test_flags_come_before_variables_and_clusters():
         (("one:1", 2, 2), {}, "must be 0 to 1"),
         (("one:1", 0, 0), {}, "at least 1"),
         ((None, None, None), VARIABLES | {"JAX_PROCESS_ID": "first"}, "whole number"),
+        ((None, None, None), SLURM | {"SLURM_NTASKS": "x"}, "SLURM_NTASKS x: must be a whole number"),
+        (("one:99999", 2, 0), {}, "HOST:PORT"),
     ],
 )
 def test_half_a_place_is_refused(given, environment, words):
@@ -85,6 +89,27 @@ def test_processes_of_a_machine_share_its_gpus(local_index, local_count, visible
     monkeypatch.setattr(places, "_NVIDIA_GPUS", tmp_path / "none")
     place = Place(local_index, 4, "one:1", local_index, local_count)
     assert gpus_of(place, {"CUDA_VISIBLE_DEVICES": visible}) == expected
+
+
+def test_a_pod_that_is_not_told_of_others_says_that_it_trains_alone(capsys):
+    alone = {name: value for name, value in KUBERNETES.items() if name != "JAX_NUM_PROCESSES"}
+    assert find_place(environment=alone) is None
+    assert "pod 3 of an indexed Job trains alone" in capsys.readouterr().err
+
+
+def test_an_address_where_nobody_is_is_refused_by_name():
+    """The runtime would end the process, without a reason."""
+    with socket.socket() as listener:
+        listener.bind(("localhost", 0))
+        listener.listen()
+        port = listener.getsockname()[1]
+        with pytest.raises(UserError, match="give another port"):
+            _try_address(f"localhost:{port}", True, 1)
+        _try_address(f"localhost:{port}", False, 1)
+    with pytest.raises(UserError, match="no answer within 0 seconds"):
+        _try_address(f"localhost:{port}", False, 0)
+    with pytest.raises(UserError, match="is it the name of process 0's machine"):
+        _try_address("nowhere.invalid:99", False, 0)
 
 
 def test_gpus_that_cannot_be_shared_equally():

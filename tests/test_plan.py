@@ -118,10 +118,13 @@ def test_without_the_compiler_what_needs_none_is_said(without_compiler, capsys):
     [
         (["--gpu", "gtx1080"], "unknown GPU 'gtx1080'; there are: b200, h200, h100"),
         (["--preset", "huge"], "unknown preset 'huge'"),
-        (["--devices", "0"], "devices 0: must be 1 to 8, the cards of one machine, or a multiple of them up to 512"),
+        (["--devices", "0"], "devices 0: must be 1 to 8, the cards of one machine, or a multiple of 8 up to 512"),
         (["--devices", "12"], "devices 12: must be"),
         (["--devices", "1024"], "devices 1024: must be"),
-        (["--devices", "8", "--mesh", "data=3"], "mesh data=3: there are 8 devices, which data x fsdp must come out"),
+        (
+            ["--devices", "8", "--mesh", "data=3"],
+            "mesh data=3: data x fsdp must be the number of devices",
+        ),
         (["--devices", "64"], "batch_size 32: must be a multiple of gradient_accumulation 1 x 64 devices"),
         (["--rows", "0"], "rows 0: must be at least 1"),
         (["--gpus", "2"], "--gpus"),

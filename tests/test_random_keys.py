@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from tinygpt_jax import functional
 from tinygpt_jax.config import ModelConfig, TrainingConfig
 from tinygpt_jax.data.batches import Batch
 from tinygpt_jax.generation.text import _sample_keys
@@ -22,7 +23,7 @@ def test_no_sample_is_drawn_with_an_updates_numbers():
         return jax.random.uniform(key)
 
     model = SimpleNamespace(
-        config=ModelConfig(), compute_dtype=jnp.float32, remat=False, arithmetic=None, apply=number_of_the_key
+        config=ModelConfig(), compute_dtype=jnp.float32, remat=False, arithmetic=functional, apply=number_of_the_key
     )
     training = TrainingConfig(batch_size=mesh.size, seed=seed)
     update = make_train_step(model, optax.identity(), training, mesh)  # type: ignore[arg-type]

@@ -160,7 +160,7 @@ def test_the_two_processes_on_one_machine_are_really_started(tmp_path):
         ["bash", "-e"], input=script, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=240
     )
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("2 processes") == 1, done.stdout  # one of them speaks
+    assert done.stdout.count("training together: ") == 1, done.stdout  # one of them speaks
     assert [saved.step for saved in checkpoints(tmp_path / "runs" / "two")][-1] == 2
     assert (tmp_path / "runs" / "two" / "report.html").is_file()
 

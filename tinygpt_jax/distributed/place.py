@@ -3,6 +3,7 @@
 import os
 import re
 import socket
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,8 +52,9 @@ def find_place(
         raise UsageError(f"a run of several processes needs {', '.join(missing)} too: see docs/scaling.md")
     require(count >= 1, "num-processes", count, "must be at least 1")
     require(0 <= index < count, "process-id", index, f"must be 0 to {count - 1}, of {count} processes")
-    well_formed = coordinator is None or re.fullmatch(r"(\S+):(\d{1,5})", coordinator)
-    require(bool(well_formed), "coordinator", coordinator, "must be HOST:PORT, of process 0's machine and a free port")
+    address = re.fullmatch(r"\S+:(\d{1,5})", coordinator or "none:1", re.ASCII)
+    advice = "must be HOST:PORT, of process 0's machine and a free port there"
+    require(address is not None and 0 < int(address[1]) < 2**16, "coordinator", coordinator, advice)
     if count == 1:
         return None
     local_index, local_count = (found.local_index, found.local_count) if found else (0, 1)
@@ -83,22 +85,32 @@ _OPEN_MPI_4 = "OMPI_MCA_orte_hnp_uri"
 
 def _found(environment: Mapping[str, str]) -> Place | None:
     """What a cluster's own variables say."""
-    if {"SLURM_JOB_ID", "SLURM_NTASKS", "SLURM_PROCID", "SLURM_LOCALID", "SLURM_STEP_NODELIST"} <= environment.keys():
-        count = int(environment["SLURM_NTASKS"])
-        per_node = _expanded(environment.get("SLURM_STEP_TASKS_PER_NODE", "1"))
-        node = int(environment.get("SLURM_NODEID", 0))
-        index, local = int(environment["SLURM_PROCID"]), int(environment["SLURM_LOCALID"])
-        return Place(index, count, None, local, per_node[node] if node < len(per_node) else 1) if count > 1 else None
+
+    def number(name: str, default: int) -> int:
+        found = _number(name, environment)
+        return default if found is None else found
+
+    if {"SLURM_JOB_ID", "SLURM_PROCID", "SLURM_LOCALID", "SLURM_STEP_NODELIST"} <= environment.keys():
+        count = number("SLURM_STEP_NUM_TASKS", number("SLURM_NTASKS", 1))
+        per_node, node = _expanded(environment.get("SLURM_STEP_TASKS_PER_NODE", "1")), number("SLURM_NODEID", 0)
+        local_count = per_node[node] if node < len(per_node) else 1
+        index, local_index = number("SLURM_PROCID", 0), number("SLURM_LOCALID", 0)
+        return Place(index, count, None, local_index, local_count) if count > 1 else None
     if "OMPI_COMM_WORLD_SIZE" in environment:
         index, count, local_index, local_count = (
-            int(environment[f"OMPI_COMM_WORLD_{name}"]) for name in ("RANK", "SIZE", "LOCAL_RANK", "LOCAL_SIZE")
+            number(f"OMPI_COMM_WORLD_{name}", default)
+            for name, default in (("RANK", 0), ("SIZE", 1), ("LOCAL_RANK", 0), ("LOCAL_SIZE", 1))
         )
         return Place(index, count, None, local_index, local_count) if count > 1 else None
-    count = _number("JAX_NUM_PROCESSES", environment)
-    if "KUBERNETES_SERVICE_HOST" in environment and "JOB_COMPLETION_INDEX" in environment and count:
+    if "KUBERNETES_SERVICE_HOST" in environment and "JOB_COMPLETION_INDEX" in environment:
+        index, count = number("JOB_COMPLETION_INDEX", 0), _number("JAX_NUM_PROCESSES", environment)
+        if count is None:
+            alone = f"pod {index} of an indexed Job trains alone: to train with the others, set JAX_NUM_PROCESSES"
+            print(f"warning: {alone}", file=sys.stderr)
+            return None
         # A pod of an indexed Job is named by its index: job-3.service.namespace... or jobset-workers-0-3.jobset...
         first = re.sub(r"-\d+(?=\.|$)", "-0", socket.getfqdn(), count=1)
-        return Place(int(environment["JOB_COMPLETION_INDEX"]), count, f"{first}:{_KUBERNETES_PORT}")
+        return Place(index, count, f"{first}:{_KUBERNETES_PORT}")
     return None
 
 

@@ -2,6 +2,10 @@
 
 import hashlib
 import json
+import os
+import resource
+import socket
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from importlib import metadata
@@ -34,12 +38,15 @@ def join(place: Place, seconds: int) -> None:
         UsageError: the machine's GPUs cannot be shared.
     """
     gpus, where = gpus_of(place), place.coordinator or "the machine of process 0"
-    speak_as(
-        place.index,
-        place.count,
+    never_came = (
         f"not all {place.count} processes came to {where} within {seconds} seconds: start all of them, with the same "
-        "--coordinator and --num-processes, and let each machine reach that address; --join-seconds waits longer",
+        "--coordinator and --num-processes, each with its own --process-id; --join-seconds waits longer"
     )
+    speak_as(place.index, place.count, never_came)
+    _, most = resource.getrlimit(resource.RLIMIT_CORE)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, most))  # the runtime aborts, which would write all memory to the disk
+    if place.coordinator:
+        _try_address(place.coordinator, place.index == 0, seconds)
     jax.config.update("jax_enable_preemption_service", True)  # with which `training.stopping` agrees on an update
     jax.distributed.initialize(
         place.coordinator,
@@ -51,6 +58,31 @@ def join(place: Place, seconds: int) -> None:
     )
 
 
+def _try_address(coordinator: str, is_mine: bool, seconds: int) -> None:
+    """Raise UserError where JAX's runtime, which tells no reasons, would end this process: nobody can be reached."""
+    host, port = coordinator.rsplit(":", 1)
+    host, latest = host.strip("[]"), time.monotonic() + seconds
+    if is_mine:
+        try:
+            socket.create_server(("", int(port))).close()
+        except OSError as error:
+            raise UserError(
+                f"--coordinator {coordinator}: {os.strerror(error.errno or 0)}; give another port"
+            ) from None
+        return
+    while True:
+        try:
+            socket.create_connection((host, int(port)), timeout=5).close()
+            return
+        except socket.gaierror as error:
+            problem = f"{error.strerror}: is it the name of process 0's machine?"
+        except OSError as error:
+            problem = f"no answer within {seconds} seconds ({error.strerror or error}): is process 0 started there?"
+        if time.monotonic() > latest:
+            raise UserError(f"--coordinator {coordinator}: {problem}")
+        time.sleep(0.2)
+
+
 def is_first() -> bool:
     """Whether this process is the one that writes the run's files and speaks."""
     return jax.process_index() == 0
@@ -60,11 +92,11 @@ def in_turn(function: Callable[[], Result]) -> Result:
     """`function()` in process 0, and when it is done in all the others, which find what it made on a shared disk.
 
     Raises:
-        UserError: it failed somewhere. Where it did, with its own words; elsewhere with the number of that process.
+        UserError: it failed somewhere; in every process.
     """
     if jax.process_count() == 1:
         return function()
-    result, failures = None, []
+    result = None
     for turn in (is_first(), not is_first()):
         problem: UserError | None = None
         if turn:
@@ -72,11 +104,12 @@ def in_turn(function: Callable[[], Result]) -> Result:
                 result = function()
             except UserError as error:
                 problem = error
-        failures = [number for number, text in enumerate(_exchange("" if problem is None else "failed")) if text]
+        said = _exchange("" if problem is None else str(problem)[: _MESSAGE // 4])  # a letter has up to 4 bytes
         if problem is not None:
             raise problem
-        if failures:
-            raise UserError(f"it ends with process {failures[0]}, which says why")
+        for number, text in enumerate(said):
+            if text:
+                raise UserError(f"it ends with process {number}: {text}")
     return result  # pyright: ignore[reportReturnType]
 
 

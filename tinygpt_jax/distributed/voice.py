@@ -12,8 +12,8 @@ from tinygpt_jax.errors import UserError
 from tinygpt_jax.terminal import harmless
 
 _GONE = (
-    "another process of this run has ended, or cannot be reached any more; its own last line says why. The same "
-    "command goes on from the last checkpoint"
+    "another process of this run has ended, or cannot be reached any more: look at its last line. The same command "
+    "goes on from the last checkpoint, if there is one"
 )
 
 
