@@ -140,7 +140,7 @@ def test_a_run_is_shown_in_a_line(run):
     """Not with every parameter."""
     count = sum(x.size for x in jax.tree.leaves(run.params))
     tokens = run.tokenizer.vocab_size
-    assert repr(run) == f"Run({count:,} parameters, 1 layers, vocabulary of {tokens:,} tokens, step 0)"
+    assert repr(run) == f"Run({count:,} parameters, n_layers=1, vocabulary of {tokens:,} tokens, step 0)"
 
 
 def test_a_folder_that_is_no_model(tmp_path):

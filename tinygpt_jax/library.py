@@ -32,7 +32,7 @@ class Run(checkpoint.Run):
     def __repr__(self) -> str:
         model, count = self.config.model, sum(leaf.size for leaf in jax.tree.leaves(self.params))
         return (
-            f"Run({count:,} parameters, {model.n_layers} layers, vocabulary of {self.tokenizer.vocab_size:,} tokens, "
+            f"Run({count:,} parameters, n_layers={model.n_layers}, vocabulary of {self.tokenizer.vocab_size:,} tokens, "
             f"step {self.step:,})"
         )
 
