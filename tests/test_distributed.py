@@ -158,21 +158,22 @@ def folder(tmp_path_factory):
 def test_two_processes_train_the_run_that_one_would(folder):
     """Parameters in parts, a stop by a signal to one process, and on with one process on one device."""
     alone, two = Shape(1, 1, "data=1"), Shape(2, 1, "fsdp=2")
-    flags = (*TINY, "--steps", "24", "--eval-every", "8", "--log-every", "1")
-    finish(folder / "alone", alone, *flags)
-    processes = start(folder / "two", two, *flags)
+    flags = (*TINY, "--schedule", "constant", "--eval-every", "8", "--log-every", "1")
+    processes = start(folder / "two", two, *flags, "--steps", "100000")
     while not checkpoints(folder / "two") and all(one.poll() is None for one in processes):
         time.sleep(0.01)
     processes[1].send_signal(signal.SIGTERM)
     ended = end(processes, 60)
     assert [(one.code, one.said) for one in ended] == [(0, []), (0, [])], ended
     assert "saved at step" in ended[0].errors and ended[1].errors == ""
-    stopped = checkpoints(folder / "two")[-1].step
-    assert 8 <= stopped <= 24
-    held = checkpoints(folder / "two")[-1].folder / "params"
-    assert (held / "ocdbt.process_1").is_dir()  # each wrote what it had
-    finish(folder / "two", alone, *flags)
-    assert losses(folder / "two") == pytest.approx(losses(folder / "alone"), rel=1e-4)
+    stopped = checkpoints(folder / "two")[-1]
+    assert stopped.step >= 8
+    assert (stopped.folder / "params" / "ocdbt.process_1").is_dir()  # each wrote what it had
+    for name in ("two", "alone"):
+        finish(folder / name, alone, *flags, "--steps", str(stopped.step + 4))
+    found, expected = (losses(folder / name) for name in ("two", "alone"))
+    assert found[:16] == pytest.approx(expected[:16], rel=1e-5)
+    assert found == pytest.approx(expected, rel=2e-2)  # training amplifies rounding
 
 
 def test_what_cannot_be_is_said_by_every_process(folder):
