@@ -36,6 +36,7 @@ def join(place: Place, seconds: int) -> None:
 
     Raises:
         UsageError: the machine's GPUs cannot be shared.
+        UserError: process 0 cannot be reached, or is this one and its port is taken.
     """
     gpus, where = gpus_of(place), place.coordinator or "the machine of process 0"
     never_came = (
