@@ -82,9 +82,9 @@ def parse(argv: Sequence[str] | None = None) -> tuple[Arguments, str]:
     """What the flags ask for, and from where their defaults come. Decides the device too, which some depend on."""
     argv = sys.argv[1:] if argv is None else argv
     start = cli.parse(Start, argv, others=True)
-    from tinygpt_jax.distributed.together import join
-
     if place := find_place(start.coordinator, start.num_processes, start.process_id):
+        from tinygpt_jax.distributed.together import join
+
         join(place, start.join_seconds)
     use_device(start.device, start.deterministic)
     if place:

@@ -12,7 +12,7 @@ from experiments.measuring.several import losses, refusals
 from tinygpt_jax.distributed import place as places
 from tinygpt_jax.distributed.place import Place, find_place, gpus_of
 from tinygpt_jax.distributed.relay import said
-from tinygpt_jax.distributed.together import _try_address
+from tinygpt_jax.distributed.together import _try_address, join
 from tinygpt_jax.errors import UsageError, UserError
 from tinygpt_jax.runs.checkpoint_files import checkpoints
 
@@ -110,6 +110,11 @@ def test_an_address_where_nobody_is_is_refused_by_name():
         _try_address(f"localhost:{port}", False, 0)
     with pytest.raises(UserError, match="is it the name of process 0's machine"):
         _try_address("nowhere.invalid:99", False, 0)
+
+
+def test_no_time_to_wait_is_refused():
+    with pytest.raises(UsageError, match="join-seconds 0: must be at least 1"):
+        join(Place(0, 2, "one:1"), 0)
 
 
 def test_gpus_that_cannot_be_shared_equally():

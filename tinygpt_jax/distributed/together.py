@@ -17,7 +17,7 @@ import numpy as np
 
 from tinygpt_jax.distributed.place import Place, gpus_of
 from tinygpt_jax.distributed.voice import LostProcessError, speak_as
-from tinygpt_jax.errors import UsageError, UserError
+from tinygpt_jax.errors import UsageError, UserError, require
 
 Result = TypeVar("Result")
 
@@ -35,9 +35,10 @@ def join(place: Place, seconds: int) -> None:
         seconds: how long to wait for the others.
 
     Raises:
-        UsageError: the machine's GPUs cannot be shared.
+        UsageError: the machine's GPUs cannot be shared, or there is no time to wait.
         UserError: process 0 cannot be reached, or is this one and its port is taken.
     """
+    require(seconds >= 1, "join-seconds", seconds, "must be at least 1")
     gpus, where = gpus_of(place), place.coordinator or "the machine of process 0"
     never_came = (
         f"not all {place.count} processes came to {where} within {seconds} seconds: start all of them, with the same "

@@ -7,6 +7,7 @@ whichever is longer; both shares are what good kernels reach. Caches may do bett
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Self
 
 from tinygpt_jax.cards import NETWORK_RATE, Card
 from tinygpt_jax.estimate.exchanges import Exchange
@@ -28,8 +29,15 @@ _PLACES = (
 )
 
 
+class _Sum:
+    """A dataclass of numbers, which can be added up."""
+
+    def __add__(self, other: Self) -> Self:
+        return type(self)(*(a + b for a, b in zip(vars(self).values(), vars(other).values(), strict=True)))
+
+
 @dataclass(frozen=True)
-class Part:
+class Part(_Sum):
     """A part of the model, or all of it."""
 
     kernels: int
@@ -37,34 +45,18 @@ class Part:
     flops: float
     seconds: float  # at best, without what launches cost
 
-    def __add__(self, other: "Part") -> "Part":
-        return Part(
-            self.kernels + other.kernels,
-            self.bytes + other.bytes,
-            self.flops + other.flops,
-            self.seconds + other.seconds,
-        )
-
 
 NOTHING = Part(0, 0.0, 0.0, 0.0)
 
 
 @dataclass(frozen=True)
-class Sent:
+class Sent(_Sum):
     """What a device sends in exchanges of one kind."""
 
     times: int
     bytes: float  # to all others
     between_machines: float  # bytes of them that go to other machines
     seconds: float  # at best
-
-    def __add__(self, other: "Sent") -> "Sent":
-        return Sent(
-            self.times + other.times,
-            self.bytes + other.bytes,
-            self.between_machines + other.between_machines,
-            self.seconds + other.seconds,
-        )
 
 
 NOTHING_SENT = Sent(0, 0.0, 0.0, 0.0)
