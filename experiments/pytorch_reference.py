@@ -49,8 +49,10 @@ def forward(parameters: Parameters, config: dict, tokens: torch.Tensor) -> torch
     x = p["token_embedding"][tokens]
     if config["positions"] == "learned":
         x = x + p["position_embedding"][:length]
-    elif config["positions"] == "sinusoidal":
-        x = x * math.sqrt(d_model) + sinusoids(length, d_model)
+    else:
+        x = x * math.sqrt(d_model)
+    if config["positions"] == "sinusoidal":
+        x = x + sinusoids(length, d_model)
     for layer in range(config["n_layers"]):
         block = {name.split(".", 1)[1]: value for name, value in p.items() if name.startswith(f"blocks_{layer}.")}
         if config["norm"] == "pre":

@@ -15,8 +15,10 @@ def gpt(params, tokens, *, n_layers, n_heads, norm, activation, positions):
     table = params["token_embedding"]  # [vocab, d_model]
     x = embed(table, tokens)
     length, d_model = x.shape
-    if positions == "sinusoidal":  # Vaswani et al. 2017, 3.4 and 3.5
-        x = math.sqrt(d_model) * x + sinusoidal_encoding(length, d_model)
+    if positions != "learned":  # Vaswani et al. 2017, 3.4 and 3.5
+        x = math.sqrt(d_model) * x
+    if positions == "sinusoidal":
+        x = x + sinusoidal_encoding(length, d_model)
     elif positions == "learned":  # Radford et al. 2018, 3.1
         x = x + params["position_embedding"][:length]
     block = post_norm_block if norm == "post" else pre_norm_block

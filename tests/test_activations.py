@@ -34,8 +34,10 @@ def test_activations_are_those_of_the_reference(norm, positions):
         x = reference.embed(params["token_embedding"], tokens)
         if positions == "learned":
             x = x + params["position_embedding"]
-        elif positions == "sinusoidal":
-            x = x * 8**0.5 + reference.sinusoidal_encoding(12, 8)
+        else:
+            x = x * 8**0.5
+        if positions == "sinusoidal":
+            x = x + reference.sinusoidal_encoding(12, 8)
         np.testing.assert_allclose(seen.residual[0, row], x, rtol=1e-4, atol=1e-5)
         for layer in range(2):
             block = params[f"blocks_{layer}"]

@@ -118,9 +118,12 @@ class GPT(nn.Module):
         x = F.embed(self.token_embedding, tokens)
         if c.positions == "learned":
             x = x + F.embed(self.position_embedding, positions)
-        elif c.positions == "sinusoidal":
-            # sqrt(d_model) lifts embeddings of 0.02 to the size of the sinusoids (Vaswani et al. 2017, 3.4).
-            x = x * c.d_model**0.5 + F.sinusoidal_encoding(c.context_length, c.d_model)[positions]
+        else:
+            # sqrt(d_model) lifts embeddings of 0.02 to the size of the sinusoids (Vaswani et al. 2017, 3.4), and of
+            # what the blocks add, which would bury the tokens.
+            x = x * c.d_model**0.5
+            if c.positions == "sinusoidal":
+                x = x + F.sinusoidal_encoding(c.context_length, c.d_model)[positions]
         return x.astype(self.compute_dtype)
 
     def _head(self) -> Float[Array, "v d"]:

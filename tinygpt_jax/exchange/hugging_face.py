@@ -3,7 +3,7 @@
 config.json                  the configuration of a stock class, and the run's own under `tinygpt_jax`
 model.safetensors            its tensors, float32; of others also in pieces, with model.safetensors.index.json
 tokenizer.json, tokenizer_config.json, generation_config.json, README.md
-embedding.safetensors        only with sinusoids and an untied head: the embedding before it was scaled
+embedding.safetensors        only of an untied head and scaled embeddings: the embedding before it was scaled
 """
 
 import json
@@ -27,8 +27,8 @@ from tinygpt_jax.exchange.stock_weights import (
     from_stock,
     stock_shapes,
     to_stock,
-    with_sinusoids,
-    without_sinusoids,
+    with_scale,
+    without_scale,
 )
 from tinygpt_jax.exchange.tensors import assembled, check_form, load_tensors, named, save_tensors, stored_tensors
 from tinygpt_jax.files import read_text
@@ -51,7 +51,7 @@ def export_hugging_face(run: Run, folder: Path, card: str) -> None:
         UserError: no stock class computes this model; or the folder exists, or cannot be written.
     """
     before = {name: np.asarray(x) for name, x in named(run.params).items()}
-    config, arrays = without_sinusoids(run.config.model, before)
+    config, arrays = without_scale(run.config.model, before)
     stock = stock_config(config)
     end = {"bos_token_id": run.tokenizer.end_of_text, "eos_token_id": run.tokenizer.end_of_text}
     own = json.loads(portable(run.config).to_json())
@@ -63,7 +63,7 @@ def export_hugging_face(run: Run, folder: Path, card: str) -> None:
         "README.md": card,
     }
     embedding = before["token_embedding"]
-    found = with_sinusoids(config, arrays)[1]["token_embedding"]
+    found = with_scale(config, arrays)[1]["token_embedding"]
     with new_folder(folder) as partial:
         for name, text in texts.items():
             (partial / name).write_text(text, encoding="utf-8")
@@ -110,7 +110,7 @@ def read_hugging_face(
     config = replace(whole, context_length=_context(whole.context_length, window, context_length))
     if types := sorted({tensor.dtype for tensor in stored.values()} - {"F32"}):
         print(f"note: {' and '.join(types)} became float32", file=sys.stderr)
-    model, arrays = with_sinusoids(config, from_stock(kind, config, tensors), _embedding(folder, shapes[table]))
+    model, arrays = with_scale(config, from_stock(kind, config, tensors), _embedding(folder, shapes[table]))
     return replace(own, model=model), tokenizer, assembled(model, arrays)
 
 

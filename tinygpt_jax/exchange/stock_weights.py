@@ -1,7 +1,8 @@
 """Our parameters as the tensors of Hugging Face's stock classes, and theirs as ours.
 
-The stock classes have learned positions. A model with sinusoids is written with a table that holds them. It adds them
-to sqrt(d_model) E, so that is the table of input embeddings, and the head is a tensor of its own.
+The stock classes have learned positions, or rotary ones, and embeddings as they are in their table. Ours are scaled,
+but for learned positions: sqrt(d_model) E is the table that is written, and the head is a tensor of its own. Sinusoids
+are written as a table of positions that holds them.
 """
 
 import re
@@ -80,42 +81,49 @@ def from_stock(kind: str, config: ModelConfig, tensors: Arrays) -> Arrays:
     return arrays
 
 
-def without_sinusoids(config: ModelConfig, arrays: Arrays) -> tuple[ModelConfig, Arrays]:
-    """The same model with its positions as a table, where they are sinusoids."""
-    if config.positions != "sinusoidal":
+def without_scale(config: ModelConfig, arrays: Arrays) -> tuple[ModelConfig, Arrays]:
+    """The same model with embeddings that are not scaled, and with sinusoids as a table, where it has them.
+
+    The configuration is that of the tables, for the stock class: a model with rotary positions would scale them again.
+    """
+    if config.positions == "learned":
         return config, arrays
     embedding = arrays["token_embedding"]
     tables = {
         "head_weight": embedding if config.tie_embeddings else arrays["head_weight"],
         "token_embedding": embedding * _scale(config),
-        "position_embedding": _sinusoids(config),
     }
-    return replace(config, positions="learned", tie_embeddings=False), arrays | tables
+    if config.positions == "sinusoidal":
+        config = replace(config, positions="learned")
+        tables["position_embedding"] = _sinusoids(config)
+    return replace(config, tie_embeddings=False), arrays | tables
 
 
-def with_sinusoids(
-    config: ModelConfig, arrays: Arrays, embedding: np.ndarray | None = None
-) -> tuple[ModelConfig, Arrays]:
-    """The inverse of `without_sinusoids`, where the table of positions holds sinusoids; it is still among the arrays.
+def with_scale(config: ModelConfig, arrays: Arrays, embedding: np.ndarray | None = None) -> tuple[ModelConfig, Arrays]:
+    """The inverse of `without_scale`, where positions are rotary or their table holds sinusoids, which is still among
+    the arrays then.
 
     Args:
-        config: without sinusoids.
+        config: of the stock class.
         arrays: its parameters.
         embedding: what the table of tokens was before it was scaled, which rounding has hidden; if it fits.
     """
-    if config.positions == "rotary" or config.tie_embeddings or config.d_model % 2:
-        return config, arrays
-    # Another machine's sines may be others in the last bits of the angle, which grows with the position.
-    allowed = 2e-6 * np.arange(1, config.context_length + 1)[:, None]
-    if (np.abs(arrays["position_embedding"] - _sinusoids(config)) > allowed).any():
-        return config, arrays
-    scaled, head = arrays["token_embedding"], arrays["head_weight"]
+    if config.positions == "learned":
+        if config.tie_embeddings or config.d_model % 2:
+            return config, arrays
+        # Another machine's sines may be others in the last bits of the angle, which grows with the position.
+        allowed = 2e-6 * np.arange(1, config.context_length + 1)[:, None]
+        if (np.abs(arrays["position_embedding"] - _sinusoids(config)) > allowed).any():
+            return config, arrays
+        config = replace(config, positions="sinusoidal")
+    scaled = arrays["token_embedding"]
+    head = scaled if config.tie_embeddings else arrays["head_weight"]
     tied = np.array_equal(head * _scale(config), scaled)
     if tied:
         embedding = head
     elif embedding is None or not np.array_equal(embedding * _scale(config), scaled):
         embedding = scaled / _scale(config)
-    return replace(config, positions="sinusoidal", tie_embeddings=tied), arrays | {"token_embedding": embedding}
+    return replace(config, tie_embeddings=tied), arrays | {"token_embedding": embedding, "head_weight": head}
 
 
 def _stock_name(kind: str, name: str) -> str:
