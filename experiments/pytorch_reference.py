@@ -47,10 +47,7 @@ def forward(parameters: Parameters, config: dict, tokens: torch.Tensor) -> torch
     """Logits `[batch, length, vocab_size]` after each of `tokens` `[batch, length]`."""
     p, d_model, length = parameters, config["d_model"], tokens.shape[1]
     x = p["token_embedding"][tokens]
-    if config["positions"] == "learned":
-        x = x + p["position_embedding"][:length]
-    else:
-        x = x * math.sqrt(d_model)
+    x = x + p["position_embedding"][:length] if config["positions"] == "learned" else x * math.sqrt(d_model)
     if config["positions"] == "sinusoidal":
         x = x + sinusoids(length, d_model)
     for layer in range(config["n_layers"]):

@@ -32,10 +32,7 @@ def test_activations_are_those_of_the_reference(norm, positions):
     params = jax.tree.map(lambda x: np.array(x, np.float64), params)
     for row, tokens in enumerate(TOKENS):
         x = reference.embed(params["token_embedding"], tokens)
-        if positions == "learned":
-            x = x + params["position_embedding"]
-        else:
-            x = x * 8**0.5
+        x = x + params["position_embedding"] if positions == "learned" else x * 8**0.5
         if positions == "sinusoidal":
             x = x + reference.sinusoidal_encoding(12, 8)
         np.testing.assert_allclose(seen.residual[0, row], x, rtol=1e-4, atol=1e-5)
