@@ -23,11 +23,12 @@ TITLE = {"fontweight": "bold", "fontsize": 10.5}
 
 SIZE_PIXELS = (1200, 675)
 _DOTS_PER_INCH = 170
+_LETTERS = 88  # that fit side by side
 
 
 @contextmanager
 def picture(path: Path, title: str, rows: int = 1, columns: int = 1) -> Iterator[list["Axes"]]:
-    """The axes of a picture; with what has been drawn on them at the end it becomes the PNG file.
+    """The axes of a picture; with what has been drawn on them at the end it becomes the file, PNG or SVG by its name.
 
     Lines that have a label are named below the axes, where they hide nothing.
 
@@ -46,10 +47,17 @@ def picture(path: Path, title: str, rows: int = 1, columns: int = 1) -> Iterator
         _finish(axes)
     lines, names = panels[-1].get_legend_handles_labels()
     if lines:
-        figure.legend(lines, names, loc="outside lower center", ncols=len(lines), frameon=False)
-    png = io.BytesIO()
-    figure.savefig(png, format="png")
-    write_atomically(path, png.getvalue())
+        columns = min(len(lines), max(1, _LETTERS // (max(map(len, names)) + 6)))  # 6 for the line before a name
+        figure.legend(lines, names, loc="outside lower center", ncols=columns, frameon=False)
+    content = io.BytesIO()
+    if path.suffix == ".svg":
+        from matplotlib import rc_context
+
+        with rc_context({"svg.hashsalt": path.name}):  # no random names: the same bytes each time
+            figure.savefig(content, format="svg", metadata={"Date": None})
+    else:
+        figure.savefig(content, format="png")
+    write_atomically(path, content.getvalue())
 
 
 def import_matplotlib() -> None:

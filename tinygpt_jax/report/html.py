@@ -41,11 +41,11 @@ def notes(lines: Sequence[str]) -> str:
     return f'<ul class="notes">{"".join(f"<li>{escape(line)}</li>" for line in lines)}</ul>\n' if lines else ""
 
 
-def picture(png: bytes, alternative: str, caption: str) -> str:
-    """A PNG held in the page itself, with a text for those who do not see it."""
-    data = base64.b64encode(png).decode("ascii")
+def picture(image: bytes, alternative: str, caption: str) -> str:
+    """A PNG or SVG held in the page itself, with a text for those who do not see it."""
+    kind, data = "png" if image.startswith(b"\x89PNG") else "svg+xml", base64.b64encode(image).decode("ascii")
     return (
-        f'<figure><img src="data:image/png;base64,{data}" alt="{escape(alternative)}">'
+        f'<figure><img src="data:image/{kind};base64,{data}" alt="{escape(alternative)}">'
         f"<figcaption>{escape(caption)}</figcaption></figure>\n"
     )
 

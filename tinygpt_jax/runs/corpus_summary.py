@@ -31,6 +31,7 @@ def write_summary(workdir: Path, config: Config, corpus: Corpus) -> None:
     train, validation = corpus.train, corpus.validation
     summary = {
         "source": config.data.source,
+        "fingerprint": corpus.fingerprint,
         "vocab_size": corpus.tokenizer.vocab_size,
         "layout": config.data.layout,
         "context_length": config.model.context_length,
