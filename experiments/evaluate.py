@@ -1,4 +1,4 @@
-"""Measure a trained model on whole stories: python -m experiments.evaluate --workdir runs/"""
+"""Measure a trained model on whole stories, or the ones it writes: python -m experiments.evaluate --workdir runs/"""
 
 import dataclasses
 import json
@@ -13,7 +13,7 @@ from tinygpt_jax.devices import Device, use_device
 from tinygpt_jax.errors import UsageError, UserError
 
 if TYPE_CHECKING:
-    from tinygpt_jax.data.corpus import Split
+    from tinygpt_jax.data.corpus import Corpus, Split
     from tinygpt_jax.evaluation import Evaluation
     from tinygpt_jax.training.checkpoint import Run
 
@@ -36,6 +36,7 @@ class Arguments:
     workdir: Path = Path("runs")  # folder of the run
     source: str | None = None  # (or --data) other stories: all of a file, the validation split of what has one
     split: Literal["validation", "train"] = "validation"  # of the run's own stories
+    stories: bool = False  # in place of that, write stories, judge them, and keep the figures for the report
     checkpoint: Literal["best", "last"] = "best"  # by validation loss, or the newest
     device: Device = "auto"  # gpu fails where there is none
     json: bool = False  # print one JSON object
@@ -46,11 +47,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = cli.parse(Arguments, argv)
     if arguments.source is not None and arguments.split == "train":
         raise UsageError("--split train is for the run's own stories; leave it out with --data")
+    if arguments.stories and (arguments.source is not None or arguments.split == "train"):
+        raise UsageError("--stories is for the run's own stories, held-out ones beside: leave --data and --split out")
     use_device(arguments.device)
 
     from tinygpt_jax.training.checkpoint import open_run
 
     run = open_run(arguments.workdir, arguments.checkpoint)
+    if arguments.stories:
+        _judge(run, arguments)
+        return
     split, split_name = _open_split(run, arguments)
     about = {
         "workdir": str(arguments.workdir),
@@ -74,8 +80,8 @@ def _open_split(run: "Run", arguments: Arguments) -> tuple["Split", str]:
     from tinygpt_jax.data.corpus import prepare
     from tinygpt_jax.data.stories import HASH_SPLIT
 
-    source = run.config.data.source
     if arguments.source is not None:
+        source = run.config.data.source
         data = dataclasses.replace(run.config.data, source=arguments.source)
         corpus = prepare(data, tokenizer=run.tokenizer, held_out_only=True)
         name = "all" if corpus.manifest["held_out_by"] == HASH_SPLIT else "validation"
@@ -86,13 +92,41 @@ def _open_split(run: "Run", arguments: Arguments) -> tuple["Split", str]:
             what = "of GPT-2's tokens are spelled in bytes here: they are not in the run's vocabulary"
             print(f"warning: {spelled:.0%} {what}", file=sys.stderr)
         return corpus.validation, name
+    corpus = _own_corpus(run)
+    return (corpus.train if arguments.split == "train" else corpus.validation), arguments.split
+
+
+def _own_corpus(run: "Run") -> "Corpus":
+    """The stories that the run was trained on, and those it held out."""
+    from tinygpt_jax.data.corpus import prepare
+
+    source = run.config.data.source
     kept = run.tokenizer if run.config.origin.init_from else None  # no matter which tokens occur in these stories
     corpus = prepare(run.config.data, tokenizer=kept)
     if corpus.tokenizer.fingerprint != run.tokenizer.fingerprint:
         raise UserError(f"{source} has changed since the run: its vocabulary is another now; try --data {source}")
     if run.corpus not in (None, corpus.fingerprint):
         raise UserError(f"{source} has changed since the run: its stories are others now; try --data {source}")
-    return (corpus.train if arguments.split == "train" else corpus.validation), arguments.split
+    return corpus
+
+
+def _judge(run: "Run", arguments: Arguments) -> None:
+    """Write stories, judge them, print the figures, and keep them in the run's folder."""
+    from tinygpt_jax.judging.figures import table, write_judgement
+    from tinygpt_jax.judging.judge import judge_stories
+    from tinygpt_jax.runs.folder import check_folder
+    from tinygpt_jax.terminal import harmless
+
+    check_folder(arguments.workdir)  # before the minutes of work
+    corpus = _own_corpus(run)
+    judgement = judge_stories(run.model, run.params, run.tokenizer, corpus, run.step)
+    path = write_judgement(arguments.workdir, judgement)
+    if arguments.json:
+        print(judgement.to_json())
+        return
+    sections = "\n\n".join(table(section) for section in judgement.sections)
+    print(harmless(f"step {judgement.step:,}: {judgement.about}\n\n{sections}"))
+    print(f"\nkept in {path}; python -m experiments.report --workdir {arguments.workdir} shows it on the run's page")
 
 
 def _measure(run: "Run", split: "Split", with_training_rows: bool) -> dict[str, "Evaluation"]:

@@ -10,8 +10,7 @@ later mentions repeat it. So a story is a walk through choices, and its probabil
 
 No two walks tell the same story, because at every choice no alternative is a prefix of another: a reader of the
 text sees which one was taken. An option is recognised by the text before its first slot or bracket, so it must
-start with text of its own. `Grammar` refuses a template or a word list that breaks this rule. The built-in one
-is `storyteller.toml`.
+start with text of its own. `Grammar` refuses a template or a word list that breaks this rule.
 """
 
 import functools
@@ -23,6 +22,7 @@ import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal, NamedTuple
 
 STORYTELLER = Path(__file__).with_name("storyteller.toml")
 
@@ -104,12 +104,7 @@ class Grammar:
         """
         node, said, story, log_p = self._start, {}, [], 0.0
         while node is not None:
-            if isinstance(node, _Fork):
-                alternatives = node.texts
-            elif node.slot in said:
-                alternatives = (said[node.slot],)
-            else:
-                alternatives = self._words[node.slot].given(said)
+            alternatives = self._alternatives(node, said)
             choice = choose(alternatives)
             story.append(alternatives[choice])
             log_p -= math.log(len(alternatives))
@@ -119,6 +114,46 @@ class Grammar:
                 said[node.slot] = alternatives[choice]
                 node = node.following
         return "".join(story), log_p
+
+    @property
+    def beginning(self) -> "Place":
+        """Where every story begins."""
+        return Place(self._start, {})
+
+    def branches(self, place: "Place") -> "list[Branch]":
+        """How a story may go on from a place, each equally likely; nothing follows the end."""
+        if (node := place.node) is None:
+            return []
+        texts, said = self._alternatives(node, place.said), place.said
+        if isinstance(node, _Fork):
+            kind, ways = "turn" if len(texts) > 1 else "fixed text", zip(texts, node.following, strict=True)
+            return [Branch(text, kind, Place(after, said)) for text, after in ways]
+        kind = "kept word" if node.slot in said else "new word" if len(texts) > 1 else "implied word"
+        return [Branch(text, kind, Place(node.following, {**said, node.slot: text})) for text in texts]
+
+    def _alternatives(self, node: "_Fork | _Slot", said: Mapping[str, str]) -> tuple[str, ...]:
+        if isinstance(node, _Fork):
+            return node.texts
+        return (said[node.slot],) if node.slot in said else self._words[node.slot].given(said)
+
+
+# It always goes on so; the word was said before; it follows from another one, as "she" from "girl"; or is chosen.
+Kind = Literal["fixed text", "kept word", "implied word", "new word", "turn"]
+
+
+class Place(NamedTuple):
+    """How far a story is told: where in the template, and the words that its slots have got."""
+
+    node: "_Node"  # None at the end
+    said: Mapping[str, str]
+
+
+class Branch(NamedTuple):
+    """A text to go on with, why, and the place behind it."""
+
+    text: str
+    kind: Kind
+    place: Place
 
 
 class _NotInLanguage(Exception):

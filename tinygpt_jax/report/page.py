@@ -10,7 +10,9 @@ from statistics import median
 from typing import Any
 
 from tinygpt_jax.config import Config
+from tinygpt_jax.errors import UserError
 from tinygpt_jax.files import write_atomically
+from tinygpt_jax.judging.figures import read_judgement, shown
 from tinygpt_jax.report import html, plots
 from tinygpt_jax.report.drawing import figures, percent
 from tinygpt_jax.runs.record import MAX_LOSS, NOT_TRAINED, RunRecord, WrittenStory, read_record
@@ -42,12 +44,14 @@ def write_report(workdir: Path) -> Path:
         UserError: `workdir` is not a run folder, or cannot be written to.
     """
     record = read_record(workdir)
-    pictures = list(_draw_pictures(record, workdir / "plots"))  # which may find more problems
+    pictures = list(_draw_pictures(record, workdir / "plots"))  # these two may find more problems
+    judged = list(_judgement(record, workdir))
     parts = [
         html.cards(_headline(record)),
         html.notes(record.problems),
         *pictures,
         *_stories(record.samples),
+        *judged,
         html.heading("Stories, progress and speed"),
         html.tables(
             (caption, list(rows(record)))
@@ -137,6 +141,24 @@ def _stories(samples: list[WrittenStory]) -> Iterator[str]:
         shown = min(_SAMPLES_PER_PROMPT, len(written))
         indices = [round(i * (len(written) - 1) / max(shown - 1, 1)) for i in range(shown)]
         yield html.stories(prompt, ((f"step {written[i].step:,}", written[i].text) for i in indices))
+
+
+def _judgement(record: RunRecord, workdir: Path) -> Iterator[str]:
+    """What `experiments.evaluate --stories` has found, where it was called."""
+    try:
+        judgement = read_judgement(workdir)
+    except UserError as error:
+        record.problems.append(str(error))
+        return
+    if judgement is not None:
+        yield html.heading("Its stories judged", f"At step {judgement.step:,}: {judgement.about}.")
+        for section in judgement.sections:
+            rows = (
+                [row.name, *(shown(row.cells.get(column), row.unit) for column in section.columns), row.means]
+                for row in section.rows
+            )
+            title = f"{section.name}: {section.about}"
+            yield html.grid(title, ["", *section.columns, "what it means"], rows) + html.notes(section.notes)
 
 
 def _corpus_rows(record: RunRecord) -> Iterator[tuple[str, str, str]]:

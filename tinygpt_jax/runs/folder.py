@@ -7,6 +7,7 @@ runs/
                                      interrupted and resumed writes the same bytes as one that was not
     timings.jsonl                    what depends on the clock
     plots/  report.html              see `report`
+    stories.json                     see `judging`; where `experiments.evaluate --stories` was called
 
 Each checkpoint keeps the size and sha256 of these files: the state of a run is in one place.
 """
