@@ -12,7 +12,8 @@ import pytest
 from matplotlib.figure import Figure
 from PIL import Image
 
-from tinygpt_jax.report import drawing, plots
+from tinygpt_jax import functional as F
+from tinygpt_jax.report import drawing, inside, plots
 from tinygpt_jax.runs.corpus_summary import length_histogram
 
 FALLING = [(step, 1.4 + 9.4 / (1 + step / 30)) for step in range(1, 1001, 20)]
@@ -25,8 +26,23 @@ TWICE = {
     "cross-entropy": [(step, math.exp(loss)) for step, loss in FALLING],
     "softmax applied twice": [(step, 50_000.0 - step) for step, _ in FALLING],
 }
+TOKENS = ["start", " a", "$\\frac", "\n", " dog_^", " $1"]  # nothing of which is a formula
+
+
+def weights_on(*keys):
+    """Of each of six queries 0.6 on a key and the rest on itself."""
+    weights = np.diag([0.4] * 6)
+    weights[range(6), keys] += 0.6
+    return weights
+
+
+HEADS = {"head 1": weights_on(0, 1, 2, 3, 4, 5), "head 2": weights_on(0, 0, 0, 0, 1, 5)}
 
 PICTURES = {
+    "positions": partial(inside.position_encodings, np.asarray(F.sinusoidal_encoding(120, 64))),
+    "scores and weights": partial(inside.attention_step, TOKENS, np.arange(36.0).reshape(6, 6) - 20, HEADS["head 2"]),
+    "heads": partial(inside.attention_heads, TOKENS, HEADS),
+    "one head": partial(inside.attention_heads, ["a", "b", "c"], {"head": np.eye(3)}),
     "loss": partial(plots.loss_curves, FALLING, VALIDATION, REFERENCES),
     "loss without context": partial(plots.loss_curves, FALLING, VALIDATION, {"unigram entropy": 5.96}),
     "loss of one step": partial(plots.loss_curves, FALLING[:1], [], {}),
@@ -79,6 +95,32 @@ def test_titles_state_the_facts(tmp_path):
     assert title_of(plots.token_ranks, tmp_path, np.arange(201)) == (
         "The 100 most frequent of 200 tokens make up 75% of the text"
     )
+
+
+def test_titles_of_the_inside_state_the_facts(tmp_path):
+    """The strongest look back: not at the token itself, and not at the first, where a head rests."""
+    assert title_of(inside.attention_heads, tmp_path, TOKENS, HEADS) == "head 2: “dog_^” looks back at “a” with 60%"
+    assert title_of(inside.attention_step, tmp_path, TOKENS, np.eye(6), HEADS["head 1"]) == (
+        "Of 36 scores the mask leaves 21; each row of weights adds up to 1"
+    )
+    assert title_of(inside.position_encodings, tmp_path, np.zeros((9, 4))) == (
+        "9 positions, each with a pattern of its own in 4 features"
+    )
+
+
+def test_what_is_masked_is_blank_and_a_row_is_a_query(monkeypatch, tmp_path):
+    figures = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: figures.append(figure))
+    scores = np.arange(36.0).reshape(6, 6) - 20
+    inside.attention_step(TOKENS, scores, HEADS["head 2"], tmp_path / "step.png")
+    left, right = (axes.images[0] for axes in figures[0].axes[:2])
+    np.testing.assert_array_equal(left.get_array(), scores)
+    assert left.get_clim() == (-20, 20)  # 0 is white
+    np.testing.assert_array_equal(np.ma.getmaskarray(right.get_array()), ~np.tri(6, dtype=bool))
+    np.testing.assert_allclose(right.get_array().filled(0), HEADS["head 2"])
+    shown = [[label.get_text() for label in axes.get_yticklabels()] for axes in figures[0].axes[:2]]
+    assert shown == [["start", "a", "$\\frac", "\\n", "dog_^", "$1"], [""] * 6]
+    assert [label.get_text() for label in figures[0].axes[1].get_xticklabels()] == shown[0]
 
 
 @pytest.mark.parametrize("context_length", [1, 60, 127, 128, 129, 300, 2000])

@@ -115,9 +115,12 @@ def plain(value: float) -> str:
 
 
 def _finish(axes: "Axes") -> None:
-    """The last touches: a quiet grid, and ticks as plain numbers."""
+    """The last touches: a quiet grid, and ticks as plain numbers. A matrix in colours needs neither."""
     from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter
 
+    if axes.images:
+        axes.spines[:].set_visible(False)
+        return
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(axis="y", color="#E6E6E6", linewidth=0.8)
     axes.set_axisbelow(True)
