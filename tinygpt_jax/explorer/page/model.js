@@ -41,9 +41,10 @@ class GPT {
     const { d_model, positions } = this.config;
     const x = embed(this.param("token_embedding"), token, d_model);
     if (positions === "learned") return add(x, embed(this.param("position_embedding"), position, d_model));
-    if (positions === "rotary") return x;
-    // sqrt(d_model) lifts embeddings of 0.02 to the size of the sinusoids (Vaswani et al. 2017, 3.4).
-    return add(x.map((feature) => feature * Math.sqrt(d_model)), sinusoidal_encoding(position, d_model));
+    // sqrt(d_model) lifts embeddings of 0.02 to the size of the sinusoids (Vaswani et al. 2017, 3.4), and of what the
+    // blocks add, which would bury the tokens.
+    const scaled = x.map((feature) => feature * Math.sqrt(d_model));
+    return positions === "sinusoidal" ? add(scaled, sinusoidal_encoding(position, d_model)) : scaled;
   }
 
   logits(hidden) {
