@@ -25,7 +25,7 @@ story = '''A [{SONG}|{DANCE}]'''
 kind = "cat, cow"
 name = ["kind", "Tom, Tim", "Bo, Mo"]
 [parts]
-SONG = '''song of the {kind} {name}. {name} sang [the whole story|the whole day|alone].'''
+SONG = '''song of the {kind} {name}. {name} sang [the whole story|the whole day|un[happily|easily]].'''
 DANCE = '''dance.'''
 """
 
@@ -83,13 +83,13 @@ def test_a_story_without_its_end_is_not_in_the_language():
 
 
 def test_probabilities_by_hand(small):
-    """Two of three options begin with "the whole"; a kept word is certain."""
+    """Two of three options begin with "the whole", and the third goes two ways; a kept word is certain."""
     reading = small.read("A song of the cow Bo. Bo sang the whole day.")
     assert reading.log_p == pytest.approx(math.log(1 / 2 * 1 / 2 * 1 / 2 * 1 / 3))
     steps = {step.piece: step for step in reading.steps}
     assert steps[" song"].possible == {" song": 0.5, " dance": 0.5} and steps[" song"].kind == "turn"
     assert steps[" cow"].possible == {" cat": 0.5, " cow": 0.5} and steps[" cow"].kind == "new word"
-    assert steps[" the"].possible == pytest.approx({" the": 2 / 3, " alone": 1 / 3})
+    assert steps[" the"].possible == pytest.approx({" the": 2 / 3, " unhappily": 1 / 6, " uneasily": 1 / 6})
     assert steps[" whole"].possible == {" whole": 1.0} and steps[" whole"].kind == "fixed text"
     assert steps[" day"].possible == pytest.approx({" story": 0.5, " day": 0.5})
     assert [step.kind for step in reading.steps if step.piece == " Bo"] == ["new word", "kept word"]
@@ -126,7 +126,7 @@ def test_the_share_of_stories_in_the_grammar():
 @pytest.fixture(scope="module")
 def tokenizer():
     counts = np.zeros(50_257, int)
-    for text in ("A song of the cat Tom. A dance. the cow Bo Tim Mo sang the whole story day alone.", STORIES[0][0]):
+    for text in ("A song of the cat Tom. A dance. the cow Bo Tim Mo sang the whole story day.", STORIES[0][0]):
         np.add.at(counts, gpt2().encode(text), 1)
     return compact(counts)
 
