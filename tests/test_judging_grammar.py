@@ -166,6 +166,7 @@ def test_the_divergence_is_that_of_the_models_probabilities(tokenizer, bigram):
             place += 1
     assert place == len(kl)
     counts = true.p.any(axis=1)
+    assert true.p[counts].sum(axis=1) == pytest.approx(1)  # behind the first token of a word too
     rows = {row.name: row.cells for row in divergence_section(kl, true).rows}
     assert rows["all tokens"]["KL"] == pytest.approx(kl[counts].mean())
     assert rows["tokens 1 to 8"]["KL"] == pytest.approx(kl[(true.positions < 8) & counts].mean())
