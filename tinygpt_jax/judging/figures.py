@@ -4,6 +4,7 @@
 """
 
 import dataclasses
+import itertools
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -93,8 +94,8 @@ def read_judgement(workdir: Path) -> Judgement | None:
 
 
 def table(section: Section) -> str:
-    """A section as text: its figures, and below what each row means."""
-    width = max(18, *(len(row.name) for row in section.rows)) + 2 if section.rows else 0
+    """A section as text: its figures, and below what each row means, once where several mean the same."""
+    width = max(18, *(len(row.name) for row in section.rows)) + 6 if section.rows else 0
     columns = [(column, max(12, len(column) + 2)) for column in section.columns]
     lines = [f"{section.name}: {section.about}"]
     if section.rows:
@@ -102,7 +103,9 @@ def table(section: Section) -> str:
     for row in section.rows:
         cells = "".join(f"{shown(row.cells.get(column), row.unit):>{size}}" for column, size in columns)
         lines.append(f"{row.name:<{width}}{cells}")
-    lines += [f"{row.name:<{width}}{row.means}" for row in section.rows]
+    for means, group in itertools.groupby(section.rows, key=lambda row: row.means):
+        first, *others = (row.name for row in group)
+        lines.append(f"{first + ' ...' * bool(others):<{width}}{means}")
     return "\n".join([*lines, *section.notes])
 
 
