@@ -52,7 +52,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         config = replace(config, data=replace(config.data, source=arguments.source))
     use_device()
     table: Table = {}
-    for name, (seed, mistake) in runs(arguments).items():
+    for name, (seed, mistake) in runs(arguments, known[arguments.preset].seeds).items():
         workdir = arguments.to / arguments.preset / name
         if not (workdir / DONE).exists():
             print(f"\n{name}", file=sys.stderr, flush=True)
@@ -74,11 +74,13 @@ def _what(found: Verdict) -> str:
     return "; ".join(f"{CURVES[excursion.curve]} {excursion.side}" for excursion in found.excursions)
 
 
-def runs(arguments: Arguments) -> dict[str, tuple[int, str]]:
-    """The folder of each run -> its seed, and the planted mistake."""
+def runs(arguments: Arguments, known: Sequence[int]) -> dict[str, tuple[int, str]]:
+    """The name of each run -> its seed, and the planted mistake, with a seed of the reference's and another one."""
     seeds = range(arguments.first_seed, arguments.first_seed + arguments.seeds)
     sound = {f"{SOUND}{seed}": (seed, "") for seed in seeds}
-    return sound | {mistake: (arguments.first_seed, mistake) for mistake in MISTAKES}
+    return sound | {
+        f"{mistake}, seed {seed}": (seed, mistake) for mistake in MISTAKES for seed in (known[0], arguments.first_seed)
+    }
 
 
 def train(config: Config, mistake: str, workdir: Path, share: float) -> None:

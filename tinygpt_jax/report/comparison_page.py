@@ -15,6 +15,8 @@ from tinygpt_jax.runs.record import Curve, RunRecord
 _CAPTIONS = {
     "loss": f"Mean cross-entropy of the training rows over {WINDOW} updates, with dropout if any.",
     "validation_loss": "Mean cross-entropy of held-out rows, without dropout.",
+    "ratio": f"The validation loss over the mean training loss of the {WINDOW} updates before it: above 1 where a "
+    "model knows its training stories better than others.",
     "gradient_norm": f"The gradient's global norm before it is clipped, mean of what was logged in {WINDOW} updates.",
 }
 _BAND = "Grey: where runs of the preset lie that differ from it in their seed only."
@@ -89,7 +91,7 @@ def _pictures(groups: Sequence[Group], references: Sequence[Reference]) -> Itera
             if not curves:
                 continue
             bands = {reference.preset: reference.band(name) for reference in references}
-            path, unit = Path(folder) / f"{name}.svg", "" if name == "gradient_norm" else "nats per token"
+            path, unit = Path(folder) / f"{name}.svg", "nats per token" if name.endswith("loss") else ""
             title = group_curves(curves, bands, what, unit, path)
             several = any(len(group.records) > 1 for group in groups)
             caption = " ".join([_CAPTIONS[name], *([_GROUPS] if several else []), *([_BAND] if bands else [])])
@@ -98,7 +100,7 @@ def _pictures(groups: Sequence[Group], references: Sequence[Reference]) -> Itera
 
 def _drawn(record: RunRecord, name: str) -> Curve:
     windows = comparable(record, name)
-    return windows if len(windows) >= _FEWEST_WINDOWS or name == "validation_loss" else record.curves[name]
+    return windows if len(windows) >= _FEWEST_WINDOWS or name in ("validation_loss", "ratio") else record.curves[name]
 
 
 def _differences(groups: Sequence[Group]) -> Iterator[str]:

@@ -2,6 +2,9 @@
 
 The training loss and the norm of the gradient are compared as means over windows of 50 updates, the validation loss
 where it was measured. Around the seeds' mean lies a band, and a run is told where it leaves it.
+
+A run with a seed of the reference, 0 for most, has the same first parameters and batches, and its first losses are the
+same up to rounding. There the band is narrow: it shows what the spread of seeds would hide, such as a wrong beta2.
 """
 
 import json
@@ -18,12 +21,20 @@ from tinygpt_jax.files import read_text
 from tinygpt_jax.runs.record import Curve, RunRecord
 
 WINDOW = 50  # updates
-CURVES = {"loss": "training loss", "validation_loss": "validation loss", "gradient_norm": "gradient norm"}
+CURVES = {
+    "loss": "training loss",
+    "validation_loss": "validation loss",
+    "ratio": "validation loss over training loss",  # of the updates just before: how well a seed learns cancels out
+    "gradient_norm": "gradient norm",
+}
 
 # The band's half width in standard deviations over seeds, and the least it is, as a share of the mean. Chosen by what
 # sound runs and planted mistakes do: `experiments.measuring.planted` measures it.
 DEVIATIONS = 6.0
-LEAST = {"loss": 0.005, "gradient_norm": 0.1, "validation_loss": 0.005}
+LEAST = {"loss": 0.005, "validation_loss": 0.005, "ratio": 0.01, "gradient_norm": 0.1}
+
+# Of a run with a seed of the reference: up to this step, this share of that seed's own loss.
+SAME_SEED_STEPS, SAME_SEED_SHARE = 200, 0.005
 
 _FILES = Path(__file__).parent
 # How the data were made is free, but a schedule that ends elsewhere gives other rates from the beginning.
@@ -87,8 +98,10 @@ class Reference:
         config = Config.from_json(json.dumps(document.pop("config")))
         return cls(config=config, curves=curves, seeds=tuple(document.pop("seeds")), **document)
 
-    def band(self, name: str) -> list[Limits]:
+    def band(self, name: str, seed: int | None = None) -> list[Limits]:
         """Mean plus and minus so many standard deviations of a new run, with the variances of neighbours pooled.
+
+        For a seed of the reference the first training losses are that seed's own, and nearly so.
 
         A run that is not among them differs from the mean of n by s sqrt(1 + 1/n). Three seeds tell little of s at a
         step; as a share of the mean it changes slowly, so that it is that of five steps together.
@@ -100,7 +113,11 @@ class Reference:
         for i, mean in enumerate(means):
             pooled = fmean(variances[max(0, i - 2) : i + 3])
             width = mean * max(DEVIATIONS * math.sqrt(pooled * (1 + 1 / len(curves))), LEAST[name])
-            limits.append(Limits(curves[0][i][0], mean - width, mean + width))
+            step = curves[0][i][0]
+            if name == "loss" and seed in self.seeds and step <= SAME_SEED_STEPS:
+                mean = curves[self.seeds.index(seed)][i][1]
+                width = SAME_SEED_SHARE * mean
+            limits.append(Limits(step, mean - width, mean + width))
         return limits
 
     def why_not(self, record: RunRecord) -> str | None:
@@ -124,7 +141,7 @@ class Reference:
     def _of_curve(self, name: str, record: RunRecord) -> Iterator[Excursion]:
         values = dict(comparable(record, name))
         if (
-            name == "validation_loss"
+            name in ("validation_loss", "ratio")
             and record.config
             and (record.config.training.eval_batches != self.config.training.eval_batches)
         ):
@@ -132,7 +149,7 @@ class Reference:
         # How far outside, in half widths: 0 in the middle, 1 and -1 at the edges.
         places = [
             (step, (values[step] - (low + high) / 2) / ((high - low) / 2))
-            for step, low, high in self.band(name)
+            for step, low, high in self.band(name, record.config.training.seed if record.config else None)
             if step in values
         ]
         for side, sign in (("above", 1), ("below", -1)):
@@ -147,26 +164,38 @@ class Reference:
 
 
 def comparable(record: RunRecord, name: str) -> list[tuple[int, float]]:
-    """A curve of a run as it is compared: means over windows, by the window's last step, or the validation loss."""
+    """A curve of a run as it is compared: means over windows, by their last step, or what was measured at a step."""
+    if name in record.curves and name != "validation_loss":
+        return windowed(record.curves[name], WINDOW)
+    measured = [(int(step), value) for step, value in record.curves["validation_loss"]]
     if name == "validation_loss":
-        return [(int(step), value) for step, value in record.curves[name]]
-    return windowed(record.curves[name], WINDOW)
+        return measured
+    training = [(step, value, mean_before(record.curves["loss"], step)) for step, value in measured]
+    return [(step, value / before) for step, value, before in training if before]
 
 
-def windowed(curve: Curve, width: int) -> list[tuple[int, float]]:
+def mean_before(curve: Curve, stop: int) -> float | None:
+    """The mean of the last WINDOW updates up to one, as `windowed` takes it, if they were logged."""
+    shift = WINDOW - stop
+    if shift > 0:
+        return None
+    return dict(windowed([(step + shift, value) for step, value in curve], WINDOW, begin=shift)).get(WINDOW)
+
+
+def windowed(curve: Curve, width: int, begin: int = 0) -> list[tuple[int, float]]:
     """Means over windows of `width` updates, by their last step; the last window only if it is whole.
 
     Each point is the mean of the updates since the point before, as in metrics.jsonl. One that reaches over the border
     of two windows counts in both, with as many updates as lie there; one longer than a window tells too little, and
-    the windows that it touches are left out.
+    the windows that it touches are left out. The first point's updates come after step `begin`.
     """
     sums: dict[int, float] = {}
     updates: dict[int, float] = {}
-    before = 0
+    before = begin
     for step, value in curve:
-        for window in range(before // width, math.ceil(step / width)):
+        for window in range(before // width, math.ceil(step / width)) if step - before <= width else ():
             inside = min(step, (window + 1) * width) - max(before, window * width)
-            if inside > 0 and step - before <= width:
+            if inside > 0:
                 sums[window] = sums.get(window, 0.0) + inside * value
                 updates[window] = updates.get(window, 0) + inside
         before = int(step)
