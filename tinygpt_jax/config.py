@@ -125,6 +125,7 @@ class TrainingConfig(Settings):
     seed: Annotated[int, Range(0, 2**31 - 1)] = 0  # initial weights, order of stories, dropout and samples
     eval_every: Count = 1000  # steps between evaluations (each also saves a checkpoint)
     save_every: Count | None = None  # steps between further checkpoints, without an evaluation
+    checkpoints: Literal["newest", "all"] = "newest"  # all: besides the newest, a dozen spread over the whole run
     eval_batches: Count = 50  # fixed validation batches per evaluation
     log_every: Count = 20  # steps between lines of metrics.jsonl
     compute_dtype: Literal["auto", "float32", "bfloat16"] = "auto"  # auto: bfloat16 on accelerators that have it
@@ -154,8 +155,8 @@ class OriginConfig(Settings):
 # with a cosine schedule does get other rates from then on; that is what its user asks for. A moved source is fine
 # as long as its stories are the same, which the corpus fingerprint tells, and the size of the vocabulary is theirs. The
 # checksum of the parameters that it began with is in the checkpoint alone.)
-_FREE = "epochs steps eval_every save_every eval_batches log_every tensorboard source cache_dir arithmetic remat"
-FREE_TO_CHANGE = frozenset([*_FREE.split(), "vocab_size", "sha256"])
+_FREE = "epochs steps eval_every save_every checkpoints eval_batches log_every tensorboard arithmetic remat"
+FREE_TO_CHANGE = frozenset([*_FREE.split(), "source", "cache_dir", "vocab_size", "sha256"])
 
 
 @dataclass(frozen=True)

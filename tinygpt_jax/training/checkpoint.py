@@ -43,6 +43,7 @@ from tinygpt_jax.runs.checkpoint_files import (
 from tinygpt_jax.tokenizer import Tokenizer
 from tinygpt_jax.training.sharding import in_parts, replicated
 from tinygpt_jax.training.step import TrainState
+from tinygpt_jax.training.thinning import remove_old
 
 
 @dataclass(frozen=True)
@@ -82,13 +83,30 @@ def open_run(workdir: Path, which: Literal["best", "last"] = "best") -> Run:
         readable.sort(key=lambda saved: saved.validation_loss)  # stable: the newest of equals stays first
     for saved in readable:
         with _passing_over_damage():
-            saved.check(without="opt_state")
-            config = saved.config()
-            dtype = resolve_dtype(config.training.compute_dtype)
-            model = GPT(config.model, dtype, arithmetic=resolve_arithmetic())
-            params = _restore(saved, "params", abstract_params(config.model))
-            return Run(config, saved.tokenizer(), params, saved.step, model, saved.progress().corpus)
+            return _open(saved)
     raise UserError(f"{workdir} has no intact checkpoint: restore the folder from a copy, or train anew")
+
+
+@while_it_trains
+def open_all(workdir: Path) -> list[Run]:
+    """Every checkpoint of a run as `open_run` loads one, from first to last.
+
+    Raises:
+        UserError: as `open_run`.
+    """
+    opened = []
+    for saved in checkpoints(workdir):
+        with _passing_over_damage():
+            opened.append(_open(saved))
+    return opened or [open_run(workdir)]  # which says what is wrong
+
+
+def _open(saved: Checkpoint) -> Run:
+    saved.check(without="opt_state")
+    config = saved.config()
+    model = GPT(config.model, resolve_dtype(config.training.compute_dtype), arithmetic=resolve_arithmetic())
+    params = _restore(saved, "params", abstract_params(config.model))
+    return Run(config, saved.tokenizer(), params, saved.step, model, saved.progress().corpus)
 
 
 def newest_intact(workdir: Path) -> Checkpoint | None:
@@ -132,7 +150,7 @@ def restore_state(checkpoint: Checkpoint, optimizer: optax.GradientTransformatio
 
 
 def save(workdir: Path, state: TrainState, progress: Progress, config: Config, tokenizer: Tokenizer) -> Checkpoint:
-    """Write a checkpoint, then remove those that are neither among the newest two nor the best.
+    """Write a checkpoint, then remove those that need not stay (see `thinning`).
 
     Every process of a run writes the arrays that it holds, and process 0 all the rest.
 
@@ -167,7 +185,7 @@ def save(workdir: Path, state: TrainState, progress: Progress, config: Config, t
         kept = checkpoints(workdir)
         last = f"the checkpoint of step {kept[-1].step} is intact" if kept else "there is no earlier one"
         raise UserError(f"could not write a checkpoint to {parent}: {first_line(error)}; {last}") from error
-    _remove_old(workdir)
+    remove_old(workdir, keep_some_of_all=config.training.checkpoints == "all")
     return final
 
 
@@ -186,17 +204,6 @@ def _checkpointer(alone: bool = False, **options: Any) -> ocp.Checkpointer:
         )
     handler = ocp.StandardCheckpointHandler(multiprocessing_options=together, **options)
     return ocp.Checkpointer(handler, multiprocessing_options=together)
-
-
-def _remove_old(workdir: Path) -> None:
-    found = checkpoints(workdir)
-    best = min(reversed(found), key=lambda checkpoint: checkpoint.validation_loss)
-    for checkpoint in found[:-2]:
-        if checkpoint != best:
-            # Under another name first: a kill in the middle must not leave half a checkpoint under a complete one's.
-            leaving = checkpoint.folder.with_name(f".removing-{checkpoint.folder.name}")
-            checkpoint.folder.rename(leaving)
-            shutil.rmtree(leaving)
 
 
 @contextmanager
