@@ -28,6 +28,7 @@ from tinygpt_jax.training.checkpoint import newest_intact, open_run, restore_sta
 from tinygpt_jax.training.optimizer import make_optimizer
 from tinygpt_jax.training.sharding import make_mesh
 from tinygpt_jax.training.step import initial_state
+from tinygpt_jax.training.thinning import remove_old
 
 CONFIG = Config(
     model=ModelConfig(context_length=8, n_layers=1, n_heads=2, d_model=8, d_ff=16, vocab_size=300),
@@ -273,7 +274,7 @@ def test_a_run_is_read_while_it_saves_and_removes(tmp_path, state, words, capsys
     def train():
         for one in ready:  # always a new best one
             one.folder.rename(saved.folder.with_name(one.folder.name))
-            checkpoint._remove_old(tmp_path)
+            remove_old(tmp_path, keep_some_of_all=False)
             time.sleep(0.04)  # a busy machine opens none in less
 
     thread, steps = threading.Thread(target=train), []

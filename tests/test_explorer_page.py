@@ -447,7 +447,7 @@ def test_the_storyteller_stands_beside_the_model(page):
     tokens = len(page.evaluate("explorer.tokenizer.encode(explorer.tokenizer.decode(explorer.reading.tokens))"))
     assert f"own probabilities: {-log_p / tokens:.3f} nats per token" in page.inner_text("#figures")
     page.click("#token-12")
-    page.wait_for_selector("#next .bar.true")
+    page.wait_for_selector("#next .bar.true", state="attached")
     page.fill("#given", story.replace("named", "called"))
     page.click("#read")
     page.wait_for_selector("#figures:has-text('would never say this')", timeout=60_000)

@@ -20,6 +20,7 @@ SMALL = {
     "evaluate": "",
     "report": "",
     "compare": "",
+    "explorer": "",
     "export": "",
     "import_model": "",
     "double_softmax": "--seconds 0.5",

@@ -40,7 +40,7 @@ function bars(caption, rows) {
     const name = choose ? element("button", { click: choose, "aria-label": `${text}: ${said}` }, text) : text;
     const drawn = shares.map(({ kind, share }) => {
       const bar = element("div", { class: `bar ${kind}`, title: `${kind} ${percent(share)}` });
-      bar.style.width = `${100 * share}%`;
+      bar.style.width = share > 0 ? `max(1px, ${100 * share}%)` : "0";
       return bar;
     });
     return element(

@@ -40,17 +40,16 @@ class Explorer {
     this.stop();
     const stopping = (this.stopping = new AbortController());
     this.exact = null;
+    this.speed = null; // tokens written per second
     this.busy(true);
     let shown = performance.now();
     const between = () => {
-      if (performance.now() - shown < 50) return;
+      if (performance.now() - shown < 80) return;
       this.text.show(this.reading);
       shown = performance.now();
     };
-    const began = performance.now(), before = this.reading.tokens.length;
     await at_work(generator, stopping.signal, between);
     if (this.stopping !== stopping) return false; // something else is under way
-    this.speed = (1000 * (this.reading.tokens.length - before)) / (performance.now() - began);
     this.busy(false);
     this.show();
     if (!this.storyteller) return true;
@@ -99,10 +98,12 @@ class Explorer {
   *writing(tokens, prompt, settings, most) {
     const reading = this.readings.write, end = this.tokenizer.end_of_text;
     yield* reading.read(tokens, prompt);
+    const began = performance.now();
     for (let written = 0; written < most; written++) {
       if (reading.tokens.length > 1 && reading.tokens.at(-1) === end) return;
       const logits = after_rules(reading.logits, settings);
       yield* reading.append(categorical(uniform(settings.seed, reading.tokens.length), logits));
+      this.speed = (1000 * (written + 1)) / (performance.now() - began);
     }
   }
 
@@ -154,7 +155,7 @@ class Explorer {
   }
 
   show_figures() {
-    const speed = this.speed > 0 && Number.isFinite(this.speed) ? `; ${count(Math.round(this.speed))} tokens per second` : "";
+    const speed = this.speed ? `; written at ${count(Math.round(this.speed))} tokens per second` : "";
     $("figures").textContent = figures_of(this.reading, this.exact) + speed;
   }
 

@@ -100,10 +100,10 @@ async function at_work(generator, signal, between = () => {}) {
   let last = performance.now();
   for (let step = generator.next(); ; step = generator.next()) {
     if (step.done) return step.value;
-    if (performance.now() - last > 12) {
-      between();
+    if (performance.now() - last > 25) {
       await new Promise(next_task);
       if (signal?.aborted) return null;
+      between();
       last = performance.now();
     }
   }

@@ -16,14 +16,16 @@ class TextView {
     document.addEventListener("keydown", (event) => event.key === "Escape" && this.hide());
   }
 
-  // Bring the spans up to what was read; those that say the same stay.
+  // Bring the spans up to what was read; those that say the same are left alone, because a story is shown as it grows.
   show(reading) {
     const { tokens, nats, expected, tokenizer } = reading, pieces = tokenizer.decode_each(tokens);
     while (this.spans.length > tokens.length) this.spans.pop().remove();
     tokens.forEach((token, place) => {
-      const shown = this.spans[place] ?? this.add(place);
+      const shown = this.spans[place] ?? this.add(place), said = `${token} ${nats[place]} ${pieces[place]}`;
+      if (shown.said === said) return;
+      shown.said = said;
       const text = token === tokenizer.end_of_text ? (place === 0 ? "⊢" : "∎") : pieces[place] || "·";
-      if (shown.textContent !== text) shown.textContent = text;
+      shown.textContent = text;
       shown.className = token === tokenizer.end_of_text || !pieces[place] ? "mute" : expected[place] ? "" : "unread";
       shade(shown, nats[place] === null ? 0 : nats[place] / MOST_NATS);
       const name = token !== tokenizer.end_of_text ? quoted(text) : place === 0 ? "the beginning" : "the end";
@@ -91,7 +93,7 @@ class TextView {
     clearTimeout(this.hiding);
     const beside = place === null ? null : this.alternatives(place);
     if (!beside) return this.hide_soon();
-    this.hover.replaceChildren(beside);
+    this.hover.replaceChildren(element("b", {}, this.spans[place].getAttribute("aria-label")), beside);
     this.hover.hidden = false;
     const rect = this.spans[place].getClientRects()[0], room = document.documentElement.clientWidth;
     this.hover.style.left = `${Math.max(8, Math.min(rect.left, room - this.hover.offsetWidth - 8)) + scrollX}px`;
