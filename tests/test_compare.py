@@ -381,3 +381,27 @@ def test_a_planted_beta2_is_only_in_the_optimizer(parts, no_update, value):
     _, state = parts.optimizer.update({"weight": jnp.full((2, 2), 0.1)}, state, params)
     second = [x for path, x in jax.tree.leaves_with_path(state) if ".nu" in jax.tree_util.keystr(path)]
     np.testing.assert_allclose(second[0], (1 - value) * 0.01, rtol=1e-5)
+
+
+def test_planted_tells_which_runs_are_outside(curves, tmp_path, monkeypatch, capsys):
+    """Nothing is trained: with a mistake and a seed of the reference the loss is higher, else it is not."""
+
+    def train(config, mistake, workdir, share):
+        seed = config.training.seed
+        a_run(workdir, config, seed, change=add("loss", 0.3) if mistake and seed == 0 else add("loss", 0))
+        (workdir / planted.DONE).touch()
+
+    monkeypatch.setattr(planted, "shipped", lambda: [curves])
+    monkeypatch.setattr(planted, "use_device", lambda: None)
+    monkeypatch.setattr(planted, "train", train)
+    flags = ["--to", str(tmp_path / "to"), "--seeds", "2"]
+    planted.main(flags)
+    printed = capsys.readouterr().out
+    many = len(planted.MISTAKES)
+    assert printed.endswith(f"outside: 0 of 2 sound runs, {many} of {2 * many} with a mistake\n")
+    assert re.search(r"^scores not scaled, seed 0 +from step 50 +training loss above", printed, re.MULTILINE)
+    assert re.search(r"^sound 101 +no *$", printed, re.MULTILINE)
+    monkeypatch.setattr(planted, "train", lambda *_: pytest.fail("trained again"))
+    planted.main(flags)
+    with pytest.raises(UsageError, match="--preset laptop: there are reference curves of quickstart"):
+        planted.main([*flags, "--preset", "laptop"])
