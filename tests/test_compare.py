@@ -4,21 +4,25 @@ import json
 import math
 import re
 from dataclasses import replace
+from types import SimpleNamespace
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from experiments import compare, presets
 from experiments.measuring import planted, reference_curves
 from tinygpt_jax.config import Config, OptimizerConfig
+from tinygpt_jax.data.batches import Batch
 from tinygpt_jax.errors import UsageError, UserError
+from tinygpt_jax.model import GPT, abstract_params
 from tinygpt_jax.report import drawing, reference
 from tinygpt_jax.report.comparison import differences, figures, read_groups, verdict
 from tinygpt_jax.report.comparison_plots import mean_curve
 from tinygpt_jax.report.reference import Excursion, Reference, shipped, windowed
 from tinygpt_jax.runs.record import read_record
-from tinygpt_jax.training import parts
+from tinygpt_jax.training import step as training_step
 
 QUICKSTART = presets.get("quickstart").config
 CORPUS = {"source": "builtin", "fingerprint": "f" * 64, "vocab_size": 1000, "evaluated_bytes_per_token": 4.0}
@@ -325,33 +329,79 @@ def test_many_groups_fit_into_a_picture(tmp_path, monkeypatch):
     assert not any(legend.get_window_extent().overlaps(axes.bbox) for axes in figure.axes)
 
 
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory):
-    """A function that trains a model of one layer for 150 updates, with a planted mistake or none, and reads it."""
-    folder = tmp_path_factory.mktemp("tiny")
-    model = replace(QUICKSTART.model, context_length=32, n_layers=1, n_heads=2, d_model=16, d_ff=16)
-    data = replace(QUICKSTART.data, builtin_stories=500, cache_dir=str(folder / "cache"))
-    training = replace(QUICKSTART.training, steps=300, batch_size=8, eval_every=150, eval_batches=4, log_every=10)
-    config = Config(model, data, QUICKSTART.optimizer, training)
-
-    def run(seed, mistake=""):
-        seeded = replace(config, training=replace(training, seed=seed))
-        workdir = folder / f"{mistake}{seed}"
-        planted.train(seeded, mistake, workdir, share=0.5)
-        return read_record(workdir)
-
-    with pytest.MonkeyPatch.context() as patch:
-        # Without dropout a seed changes nothing in an update's program: it is compiled once.
-        once = parts.make_train_step
-        programs = {}
-        patch.setattr(parts, "make_train_step", lambda model, *rest: programs.setdefault(model, once(model, *rest)))
-        patch.setattr(jax, "clear_caches", lambda: None)
-        records = [run(seed) for seed in range(3)]
-        made = reference.make("tiny", config, records, "")
-        yield lambda seed, mistake="": verdict(run(seed, mistake), [made])
+@pytest.fixture
+def parts():
+    """What a mistake is planted in: a model of one layer, its optimizer, and no update."""
+    shape = {"vocab_size": 20, "context_length": 8, "n_layers": 1, "n_heads": 2, "d_model": 8, "d_ff": 8}
+    config = replace(QUICKSTART, model=replace(QUICKSTART.model, **shape))
+    model = GPT(config.model)
+    return SimpleNamespace(config=config, model=model, optimizer=None, total_steps=9, mesh=None)
 
 
-def test_a_planted_mistake_is_found_and_what_is_sound_is_not_accused(tiny):
-    """In small what `experiments.measuring.planted` measures on the presets: training is right, evaluation is not."""
-    found = {each.curve for each in tiny(10, "dropout left on in evaluation").excursions}
-    assert "ratio" in found and found <= {"ratio", "validation_loss"}
+@pytest.fixture
+def no_update(monkeypatch):
+    monkeypatch.setattr(training_step, "make_train_step", lambda *_: None)
+
+
+def test_planted_mistakes_are_what_they_are_called(parts, no_update):
+    """Each against what it says, by hand, on parameters that differ from the first ones."""
+    right, tokens = parts.model, jnp.arange(16).reshape(2, 8) % 20
+    noise = np.random.default_rng(0)
+    shapes = abstract_params(right.config)
+    params = jax.tree.map(lambda x: jnp.array(0.5 * noise.normal(size=x.shape), jnp.float32), shapes)
+
+    def logits(model, params, key=None):
+        return jax.jit(model.apply)({"params": params}, tokens, key)
+
+    changed = jax.tree.map(lambda x: x, params)
+    attention = changed["blocks_0"]["attention"]
+    for name in ("qkv_weight", "qkv_bias"):  # queries twice as large: the root of 4 features of a head
+        query, rest = jnp.split(attention[name], (8,), axis=-1)
+        attention[name] = jnp.concatenate([2 * query, rest], axis=-1)
+    wrong, _ = planted.MISTAKES["scores not scaled"](parts, None)
+    np.testing.assert_allclose(logits(wrong, params), logits(right, changed), rtol=2e-4, atol=1e-5)
+    assert np.abs(logits(wrong, params) - logits(right, params)).max() > 0.01
+
+    parts.model = right
+    dropping, _ = planted.MISTAKES["dropout left on in evaluation"](parts, None)
+    rate = GPT(replace(right.config, dropout=planted.DROPOUT_LEFT_ON))
+    np.testing.assert_array_equal(logits(dropping, params), logits(rate, params, jax.random.key(0)))
+
+    _, batch_of = planted.MISTAKES["targets not shifted"](parts, lambda batch: batch)
+    batch = batch_of(Batch(np.array([[0, 1, 2]]), np.array([[1, 2, 0]]), np.ones((1, 3), bool)))
+    np.testing.assert_array_equal(batch.targets, batch.inputs)
+
+
+@pytest.mark.parametrize("value", planted.WRONG_BETA2)
+def test_a_planted_beta2_is_only_in_the_optimizer(parts, no_update, value):
+    planted.MISTAKES[f"beta2 of {value}"](parts, None)
+    assert parts.config.optimizer.beta2 == QUICKSTART.optimizer.beta2  # which config.json tells
+    params = {"weight": jnp.ones((2, 2))}
+    state = parts.optimizer.init(params)
+    _, state = parts.optimizer.update({"weight": jnp.full((2, 2), 0.1)}, state, params)
+    second = [x for path, x in jax.tree.leaves_with_path(state) if ".nu" in jax.tree_util.keystr(path)]
+    np.testing.assert_allclose(second[0], (1 - value) * 0.01, rtol=1e-5)
+
+
+def test_planted_tells_which_runs_are_outside(curves, tmp_path, monkeypatch, capsys):
+    """Nothing is trained: with a mistake and a seed of the reference the loss is higher, else it is not."""
+
+    def train(config, mistake, workdir, share):
+        seed = config.training.seed
+        a_run(workdir, config, seed, change=add("loss", 0.3) if mistake and seed == 0 else add("loss", 0))
+        (workdir / planted.DONE).touch()
+
+    monkeypatch.setattr(planted, "shipped", lambda: [curves])
+    monkeypatch.setattr(planted, "use_device", lambda: None)
+    monkeypatch.setattr(planted, "train", train)
+    flags = ["--to", str(tmp_path / "to"), "--seeds", "2"]
+    planted.main(flags)
+    printed = capsys.readouterr().out
+    many = len(planted.MISTAKES)
+    assert printed.endswith(f"outside: 0 of 2 sound runs, {many} of {2 * many} with a mistake\n")
+    assert re.search(r"^scores not scaled, seed 0 +from step 50 +training loss above", printed, re.MULTILINE)
+    assert re.search(r"^sound 101 +no *$", printed, re.MULTILINE)
+    monkeypatch.setattr(planted, "train", lambda *_: pytest.fail("trained again"))
+    planted.main(flags)
+    with pytest.raises(UsageError, match="--preset laptop: there are reference curves of quickstart"):
+        planted.main([*flags, "--preset", "laptop"])

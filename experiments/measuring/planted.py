@@ -1,7 +1,8 @@
 """Mistakes planted in training, and whether `compare` finds them: python -m experiments.measuring.planted
 
 Sound runs of several seeds, and one run with each mistake, are trained for a part of a preset's updates. None of the
-mistakes stands in the run's settings: its `config.json` is that of a sound run.
+mistakes stands in the run's settings: its `config.json` is that of a sound run. Each is tried with a seed of the
+reference, whose first losses are known up to rounding, and with another one.
 """
 
 import dataclasses
