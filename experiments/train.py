@@ -1,5 +1,6 @@
 """Train a model, or go on with a run: python -m experiments.train --workdir runs/"""
 
+import shlex
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -72,10 +73,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     from tinygpt_jax.training.sharding import make_mesh
 
     if train(arguments.config, arguments.workdir, mesh=make_mesh(arguments.mesh)) and is_first():
+        from tinygpt_jax.explorer import fits
         from tinygpt_jax.report import write_report
 
         # Also of a run that was finished already: it may have been killed after its last checkpoint and before this.
         print(f"The run as a page: {write_report(arguments.workdir)}")
+        saved = saved_config(arguments.workdir)
+        if saved and fits(saved.model):
+            where = shlex.join(["--workdir", str(arguments.workdir), "--to", str(arguments.workdir / "explorer.html")])
+            print(f"A page to look into the model: python -m experiments.explorer {where}")
 
 
 def parse(argv: Sequence[str] | None = None) -> tuple[Arguments, str]:

@@ -115,7 +115,8 @@ def test_data_knows_no_model():
 
 
 def test_a_run_is_read_without_training_and_trained_without_a_report():
-    rooms = {"runs": ("training", "report"), "training": ("report", "estimate"), "generation": ("runs", "estimate")}
+    rooms = {"runs": ("training", "report"), "generation": ("runs", "estimate")}
+    rooms |= {"training": ("report", "estimate", "explorer"), "report": ("explorer",)}
     for lower, uppers in rooms.items():
         for name, path in PACKAGE.items():
             if name.startswith(f"tinygpt_jax.{lower}."):

@@ -47,6 +47,13 @@ def _builtin() -> "Grammar":
     return Grammar.read(STORYTELLER)
 
 
+def read_template(path: Path) -> tuple[str, WordLists]:
+    """The template and the words of a file of the form of `storyteller.toml`."""
+    told = tomllib.loads(path.read_text(encoding="utf-8"))
+    story = re.sub(r"\{([A-Z_]+)\}", lambda name: told["parts"][name[1]], told["story"])
+    return " ".join(story.split()), told["words"]
+
+
 class Grammar:
     """A template whose every text has one derivation (see the top of this file).
 
@@ -61,9 +68,7 @@ class Grammar:
     @classmethod
     def read(cls, path: Path) -> "Grammar":
         """The grammar of a file of the form of `storyteller.toml`."""
-        told = tomllib.loads(path.read_text(encoding="utf-8"))
-        story = re.sub(r"\{([A-Z_]+)\}", lambda name: told["parts"][name[1]], told["story"])
-        return cls(" ".join(story.split()), told["words"])
+        return cls(*read_template(path))
 
     def write(self, seed: int, index: int) -> tuple[str, float]:
         """Story number `index` of the sequence `seed`, and its log-probability in nats."""
