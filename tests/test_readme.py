@@ -19,6 +19,7 @@ SMALL = {
     "generate": "--max-new-tokens 5",
     "evaluate": "",
     "report": "",
+    "explorer": "",
     "export": "",
     "import_model": "",
     "double_softmax": "--seconds 0.5",
