@@ -5,6 +5,7 @@ import dataclasses
 import gzip
 import hashlib
 import re
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -12,6 +13,7 @@ import pytest
 
 from experiments import explorer
 from tests.test_experiments import save_run
+from tinygpt_jax import explorer as explorer_package
 from tinygpt_jax.config import DataConfig, ModelConfig
 from tinygpt_jax.errors import UserError
 from tinygpt_jax.explorer import building, fits, write_explorer
@@ -55,6 +57,21 @@ def test_the_command_writes_one_file_that_names_no_other(folder, tmp_path, capsy
     assert re.findall(r"\b(?:https?:)?//(?!\s)\w+\.\w", text) == []
     assert "<title>Inside a model that learned from &lt;b&gt;.txt</title>" in text
     assert "/work" not in text and str(folder) not in text
+
+
+def test_no_text_is_read_as_html_and_none_as_a_program():
+    """What stories say reaches the page as text nodes and attributes only."""
+    for path in (Path(explorer_package.__file__).parent / "page").glob("*.js"):
+        for way in (
+            "innerHTML",
+            "outerHTML",
+            "insertAdjacentHTML",
+            "document.write",
+            "eval(",
+            "new Function",
+            "srcdoc",
+        ):
+            assert way not in path.read_text(encoding="utf-8"), f"{way} in {path.name}"
 
 
 def test_the_same_run_gives_the_same_page(folder, tmp_path):

@@ -120,17 +120,18 @@ def _open(page, path):
 
 @pytest.fixture(scope="module", params=VARIANTS)
 def variant(request, opened):
-    """A small model of each kind, in Python with the page's float16 weights, and in the page as `tried`."""
+    """A small model of each kind, in Python with the page's rounded weights, and in the page as `tried`."""
     config = ModelConfig(
         VOCABULARY.vocab_size, context_length=12, n_layers=2, n_heads=2, d_model=16, d_ff=24, dropout=0.0
     )
     run = _run(Config(dataclasses.replace(config, **VARIANTS[request.param])), VOCABULARY)
-    described, text = pack(run, "float16")
+    form = "int8" if "rotary" in request.param else "float16"
+    described, text = pack(run, form)
     opened.evaluate(
         "async ([config, text, described]) => { globalThis.tried = new GPT(config, await unpack(text, described)); }",
         [dataclasses.asdict(run.config.model), text, described],
     )
-    return dataclasses.replace(run, params=rounded(run, "float16"))
+    return dataclasses.replace(run, params=rounded(run, form))
 
 
 look_inside = jax.jit(activations, static_argnums=0)
@@ -266,6 +267,9 @@ def test_a_small_storyteller_by_hand(opened):
             const tokens = [tokenizer.end_of_text, ...tokenizer.encode(text)];
             return [...told.next_token(tokens, tokenizer)].map(([token, p]) => [tokenizer.decode([token]), p]);
           };
+          const deep = new Storyteller("A [un{w}|big] toy.", { w: "ripe, wise, well" });
+          const after_a = deep.next_token([tokenizer.end_of_text, ...tokenizer.encode("A")], tokenizer);
+          globalThis.big = after_a.get(tokenizer.encode(" big")[0]);
           return ["A", "A red", "A red ball. The", "A red ball. The ball.", "A red ball. The bat", "An"].map(next);
         }"""
     )
@@ -274,6 +278,7 @@ def test_a_small_storyteller_by_hand(opened):
     assert sum(p for text, p in toys.items() if text[:2] == " b") == pytest.approx(2 / 3)
     assert max(again.values()) == 1 and over == {"": 1}
     assert wrong == other == {}
+    assert opened.evaluate("big") == pytest.approx(1 / 2), "a choice of many words is no likelier than one of one"
 
 
 def test_divergence_is_that_of_kullback_and_leibler(opened):

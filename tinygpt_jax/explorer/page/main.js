@@ -44,7 +44,7 @@ class Explorer {
     this.busy(true);
     let shown = performance.now();
     const between = () => {
-      if (performance.now() - shown < 80) return;
+      if (performance.now() - shown < 120) return;
       this.text.show(this.reading);
       shown = performance.now();
     };

@@ -100,7 +100,7 @@ async function at_work(generator, signal, between = () => {}) {
   let last = performance.now();
   for (let step = generator.next(); ; step = generator.next()) {
     if (step.done) return step.value;
-    if (performance.now() - last > 25) {
+    if (performance.now() - last > 40) {
       await new Promise(next_task);
       if (signal?.aborted) return null;
       between();
