@@ -16,8 +16,8 @@ from tinygpt_jax.errors import UsageError
 class Arguments:
     """Compare runs: their figures, what differs in their settings, and whether a preset's run goes as it should.
 
-    Runs that differ only in their seed are a group, with mean and spread. A run of quickstart or laptop is compared
-    with reference curves, and told from which step on it lies outside their band. Runs may be under way.
+    Runs that differ only in their seed are a group, with mean and spread. A run of a preset that has reference curves
+    is compared with them, and told from which step on it lies outside their band. Runs may be under way.
     """
 
     runs: Positional[tuple[Path, ...]]  # folders of runs
@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     groups, references = read_groups(arguments.runs), shipped()
     records = {folder: record for group in groups for folder, record in group.records.items()}
-    verdicts = {folder: verdict(record, references) for folder, record in records.items()}
+    verdicts = {folder: verdict(record, references) for folder, record in records.items() if references}
     if arguments.to is not None:
         write_comparison(arguments.to, groups, verdicts, references)
     if arguments.json:
@@ -55,8 +55,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     if different := differences(groups):
         print()
         print(_aligned([["settings that differ", *rows], *([name, *each] for name, each in different.items())]))
-    print()
-    print("\n".join([*told(verdicts), *problems(groups)]))
+    if remarks := [*told(verdicts), *problems(groups)]:
+        print()
+        print("\n".join(remarks))
     if arguments.to is not None:
         print(f"\npage: {arguments.to}")
 

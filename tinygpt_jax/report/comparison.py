@@ -127,9 +127,7 @@ def _settings(record: RunRecord) -> dict[str, str]:
 
 
 def verdict(record: RunRecord, references: Sequence[Reference]) -> Verdict:
-    """What those reference curves that a run can be compared with say of it."""
-    if not references:
-        return Verdict(None, (), "there are none")
+    """What those reference curves that a run can be compared with say of it; there is at least one preset's."""
     for reference in references:
         if reference.why_not(record) is None:
             return Verdict(reference.preset, reference.excursions(record))
