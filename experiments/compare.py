@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     if arguments.to is not None and arguments.to.is_dir():
         raise UsageError(f"--to {arguments.to} is a folder: give a file for the page, such as compare.html")
 
-    from tinygpt_jax.report.comparison import differences, figures, problems, read_groups, told, verdict
+    from tinygpt_jax.report.comparison import differences, figures, problems, read_groups, remarks, told, verdict
     from tinygpt_jax.report.comparison_page import table, write_comparison
     from tinygpt_jax.report.reference import shipped
 
@@ -44,7 +44,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         write_comparison(arguments.to, groups, verdicts, references)
     if arguments.json:
         found: dict[str, Any] = {
-            "groups": {group.name: {"folders": list(group.records), **figures(group)} for group in groups},
+            "groups": {
+                group.name: {"folders": list(group.records), "copies": dict(group.copies), **figures(group)}
+                for group in groups
+            },
             "differences": differences(groups),
             "reference": {folder: asdict(each) for folder, each in verdicts.items()},
         }
@@ -55,9 +58,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     if different := differences(groups):
         print()
         print(_aligned([["settings that differ", *rows], *([name, *each] for name, each in different.items())]))
-    if remarks := [*told(verdicts), *problems(groups)]:
+    if lines := [*remarks(groups), *told(verdicts), *problems(groups)]:
         print()
-        print("\n".join(remarks))
+        print("\n".join(lines))
     if arguments.to is not None:
         print(f"\npage: {arguments.to}")
 

@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import shutil
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -19,7 +20,7 @@ from tinygpt_jax.errors import UsageError, UserError
 from tinygpt_jax.model import GPT, abstract_params
 from tinygpt_jax.report import drawing, reference
 from tinygpt_jax.report.comparison import differences, figures, read_groups, verdict
-from tinygpt_jax.report.comparison_plots import mean_curve
+from tinygpt_jax.report.comparison_plots import group_curves, mean_curve
 from tinygpt_jax.report.reference import Excursion, Reference, shipped, windowed
 from tinygpt_jax.runs.record import read_record
 from tinygpt_jax.training import step as training_step
@@ -258,6 +259,35 @@ def test_runs_that_differ_only_in_their_seed_are_a_group(several):
     }
 
 
+def test_a_copy_is_not_another_seed(several, tmp_path, monkeypatch, capsys):
+    """Given twice under two names, copied, and run again on a machine that rounds in another way."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(several[0], "copy")
+    a_run(tmp_path / "again", seed=0, change=add("loss", 1e-6))
+    compare.main(["usual/0", "usual/../usual/0", str(several[0]), "copy", "--json"])
+    (group,) = json.loads(capsys.readouterr().out)["groups"].values()
+    assert group["runs"] == 1 and group["folders"] == ["usual/0"] and group["copies"] == {"copy": "usual/0"}
+    assert group["validation loss"][1] is None
+    compare.main(["usual/0", "copy", "again", "usual/1", "--to", "page.html"])
+    printed, page = capsys.readouterr().out, (tmp_path / "page.html").read_text()
+    for text in (
+        "copy has the seed and the losses of usual/0: the two count as one run.",
+        "usual/0, again have the same seed, 0: their spread is not one over seeds.",
+    ):
+        assert text in printed and text in page
+    compare.main(["usual/0", "usual/1"])
+    assert "same seed" not in capsys.readouterr().out
+
+
+def test_what_cannot_be_compared_in_nats_is_told_in_the_terminal_too(several, tmp_path, capsys):
+    a_run(tmp_path / "elsewhere", corpus=CORPUS | {"fingerprint": "0" * 64})
+    compare.main([str(several[0]), str(tmp_path / "elsewhere"), "--to", str(tmp_path / "page.html")])
+    for told in (capsys.readouterr().out, (tmp_path / "page.html").read_text()):
+        assert "compare bits per byte, not nats." in told
+    compare.main([str(several[0]), str(several[1])])
+    assert "not nats" not in capsys.readouterr().out
+
+
 def test_groups_have_names_that_tell_them_apart(several, tmp_path):
     beside = a_run(tmp_path / "usual/slow", replace(QUICKSTART, optimizer=OptimizerConfig()))
     assert [group.name for group in read_groups([*several[:2], beside])] == ["0, 1", "slow"]
@@ -279,6 +309,7 @@ def test_the_command(several, curves, tmp_path, monkeypatch, capsys):
     assert re.search(r"^usual +2 +1,000 ", printed, re.MULTILINE)
     text = page.read_text()
     assert text.count("data:image/svg+xml;base64,") == 4 and "://" not in re.sub('base64,[^"]+', "", text)
+    assert '<tr><th scope="col"></th><th scope="col">runs</th><th scope="col">steps</th>' in text
     assert "optimizer.learning_rate" in text and "inside the bands of quickstart" in text
     before = page.read_bytes()
     compare.main([*map(str, several), "--to", str(page), "--json"])
@@ -301,20 +332,38 @@ def test_a_strangers_run_is_shown_and_not_obeyed(tmp_path, capsys):
         (["nowhere"], UserError, "nowhere: no such folder"),
         (["."], UserError, "is not a run folder"),
         (["damaged"], UserError, "config.json cannot be used"),
+        (
+            ["run/checkpoints/00000060"],
+            UserError,
+            "00000060 is a checkpoint and no run folder; give the run that it is of",
+        ),
         (["run", "--to", "."], UsageError, "--to . is a folder"),
     ],
 )
 def test_what_cannot_be_compared_is_told_in_a_line(tmp_path, monkeypatch, flags, kind, says):
     monkeypatch.chdir(tmp_path)
-    a_run(tmp_path / "run")
+    checkpoint = a_run(tmp_path / "run") / "checkpoints/00000060"
+    checkpoint.mkdir(parents=True)
+    for name in ("config.json", "progress.json"):
+        (checkpoint / name).write_text(QUICKSTART.to_json())
     (a_run(tmp_path / "damaged") / "config.json").write_text("{")
     with pytest.raises(kind, match=re.escape(says)):
         compare.main(flags)
 
 
-def test_many_groups_fit_into_a_picture(tmp_path, monkeypatch):
-    from tinygpt_jax.report.comparison_plots import group_curves
+def test_a_run_that_one_panel_does_not_show_is_named(tmp_path, monkeypatch):
+    """The right panel begins after a tenth of the longest run's steps."""
+    from matplotlib.figure import Figure
 
+    pictures = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *_, **__: pictures.append(figure))
+    groups = {"short": [[(s, 5.0 - s / 20) for s in (20, 40, 60)]], "long": [[(s, 3.0) for s in range(20, 601, 20)]]}
+    group_curves(groups, {}, "training loss", "nats per token", tmp_path / "picture.svg")
+    (legend,) = pictures[0].legends
+    assert [text.get_text() for text in legend.get_texts()] == ["short 2.00", "long 3.00"]
+
+
+def test_many_groups_fit_into_a_picture(tmp_path, monkeypatch):
     pictures = []
     from matplotlib.figure import Figure
 

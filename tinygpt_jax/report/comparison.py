@@ -28,6 +28,7 @@ class Group:
 
     name: str
     records: Mapping[str, RunRecord]  # by their folders, as given
+    copies: Mapping[str, str] = dataclasses.field(default_factory=dict)  # folder -> that of the run that it repeats
 
     @property
     def config(self) -> Config:
@@ -73,11 +74,18 @@ class Verdict:
 def read_groups(folders: Sequence[Path]) -> list[Group]:
     """The runs in groups, in the order in which they are given.
 
+    A folder that is given twice, by whatever path, counts once, and so does a run that repeats another: the same seed
+    and the same losses say nothing of the spread.
+
     Raises:
         UserError: a folder holds no run, or its configuration cannot be read.
     """
     groups: list[dict[str, RunRecord]] = []
-    for folder in dict.fromkeys(folders):
+    copies: dict[str, str] = {}
+    different: dict[str, Path] = {}
+    for folder in folders:
+        different.setdefault(os.path.realpath(folder), folder)
+    for folder in different.values():
         record = read_record(folder)
         if record.config is None:
             raise UserError(f"{folder}: {'; '.join(record.problems)}; leave the run out, or mend its config.json")
@@ -85,11 +93,26 @@ def read_groups(folders: Sequence[Path]) -> list[Group]:
             first = next(iter(group.values()))
             same_stories = first.corpus.get("fingerprint") == record.corpus.get("fingerprint")
             if same_stories and first.config and not record.config.differences(first.config, _SAME_GROUP):
-                group[str(folder)] = record
+                if repeated := next((name for name, other in group.items() if _repeats(record, other)), None):
+                    copies[str(folder)] = repeated
+                else:
+                    group[str(folder)] = record
                 break
         else:
             groups.append({str(folder): record})
-    return [Group(name, records) for name, records in zip(_names(groups), groups, strict=True)]
+    return [
+        Group(name, records, {copy: first for copy, first in copies.items() if first in records})
+        for name, records in zip(_names(groups), groups, strict=True)
+    ]
+
+
+def _repeats(record: RunRecord, other: RunRecord) -> bool:
+    curves = ("loss", "validation_loss")
+    return _seed(record) == _seed(other) and all(record.curves[name] == other.curves[name] for name in curves)
+
+
+def _seed(record: RunRecord) -> int | None:
+    return record.config.training.seed if record.config else None
 
 
 def _names(groups: Sequence[Mapping[str, RunRecord]]) -> list[str]:
@@ -168,6 +191,22 @@ def bits_per_byte(group: Group) -> list[float]:
         if size and curve:
             found.append(curve[-1][1] / math.log(2) / size)
     return found
+
+
+def remarks(groups: Sequence[Group]) -> Iterator[str]:
+    """What to know before the figures are compared."""
+    stories = {record.corpus.get("fingerprint") for group in groups for record in group.records.values()}
+    if len(stories) > 1 or len({group.config.model.vocab_size for group in groups}) > 1:
+        yield "These runs learn from different stories or in different vocabularies: compare bits per byte, not nats."
+    for group in groups:
+        for copy, first in group.copies.items():
+            yield f"{copy} has the seed and the losses of {first}: the two count as one run."
+        seeds: dict[int | None, list[str]] = {}
+        for folder, record in group.records.items():
+            seeds.setdefault(_seed(record), []).append(folder)
+        for seed, same in seeds.items():
+            if len(same) > 1:
+                yield f"{', '.join(same)} have the same seed, {seed}: their spread is not one over seeds."
 
 
 def problems(groups: Sequence[Group]) -> Iterator[str]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from tinygpt_jax.files import write_atomically
 from tinygpt_jax.report import html
-from tinygpt_jax.report.comparison import Group, Verdict, differences, figures, problems, told
+from tinygpt_jax.report.comparison import Group, Verdict, differences, figures, problems, remarks, told
 from tinygpt_jax.report.comparison_plots import group_curves
 from tinygpt_jax.report.reference import CURVES, WINDOW, Reference, comparable
 from tinygpt_jax.runs.record import Curve, RunRecord
@@ -42,7 +42,7 @@ def write_comparison(
     bands = [reference for reference in references if reference.preset in met]
     runs = sum(len(group.records) for group in groups)
     parts = [
-        html.notes([*_remarks(groups), *told(verdicts)]),
+        html.notes([*remarks(groups), *told(verdicts)]),
         html.heading("Figures", "Mean and spread (sample standard deviation) over runs that differ in their seed."),
         html.grid("At the end", *_cells(groups)),
         html.heading("Curves"),
@@ -54,15 +54,9 @@ def write_comparison(
     write_atomically(path, html.page(title, f"{runs} {'run' if runs == 1 else 'runs'} beside each other", parts))
 
 
-def _remarks(groups: Sequence[Group]) -> Iterator[str]:
-    stories = {record.corpus.get("fingerprint") for group in groups for record in group.records.values()}
-    if len(stories) > 1 or len({group.config.model.vocab_size for group in groups}) > 1:
-        yield "These runs learn from different stories or in different vocabularies: compare bits per byte, not nats."
-
-
 def _cells(groups: Sequence[Group]) -> tuple[list[str], list[list[str]]]:
     rows = table(groups)
-    return ["runs", *next(iter(rows.values()))], [[name, *cells.values()] for name, cells in rows.items()]
+    return ["", *next(iter(rows.values()))], [[name, *cells.values()] for name, cells in rows.items()]
 
 
 def table(groups: Sequence[Group]) -> dict[str, dict[str, str]]:

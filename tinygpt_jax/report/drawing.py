@@ -6,7 +6,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -45,10 +45,13 @@ def picture(path: Path, title: str, rows: int = 1, columns: int = 1) -> Iterator
     yield panels
     for axes in panels:
         _finish(axes)
-    lines, names = panels[-1].get_legend_handles_labels()
-    if lines:
-        columns = min(len(lines), max(1, _LETTERS // (max(map(len, names)) + 6)))  # 6 for the line before a name
-        figure.legend(lines, names, loc="outside lower center", ncols=columns, frameon=False)
+    named: dict[str, Any] = {}  # a panel need not show all: a short run has no line in one of later steps
+    for axes in panels:
+        for line, name in zip(*axes.get_legend_handles_labels(), strict=True):
+            named.setdefault(name, line)
+    if named:
+        columns = min(len(named), max(1, _LETTERS // (max(map(len, named)) + 6)))  # 6 for the line before a name
+        figure.legend(named.values(), named.keys(), loc="outside lower center", ncols=columns, frameon=False)
     content = io.BytesIO()
     if path.suffix == ".svg":
         from matplotlib import rc_context

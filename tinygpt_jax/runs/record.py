@@ -73,10 +73,13 @@ def read_record(workdir: Path) -> RunRecord:
     """Read all there is.
 
     Raises:
-        UserError: `workdir` is not a run folder: no such folder, or one without configuration and metrics.
+        UserError: `workdir` is not a run folder: no such folder, a checkpoint, or without configuration and metrics.
     """
     if not workdir.is_dir():
         raise UserError(f"{workdir}: no such folder; give the --workdir of a run")
+    if (workdir / "progress.json").exists() and not (workdir / "metrics.jsonl").exists():
+        run = workdir.resolve().parents[1]
+        raise UserError(f"{workdir} is a checkpoint and no run folder; give the run that it is of, such as {run}")
     if not any((workdir / name).exists() for name in ("config.json", "metrics.jsonl")):
         raise UserError(
             f"{workdir} is not a run folder: it has no config.json and no metrics.jsonl; give the --workdir of a run"
