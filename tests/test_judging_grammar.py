@@ -72,6 +72,12 @@ def test_a_name_of_another_child_is_rejected_where_the_story_has_had_its_name():
     )
 
 
+@pytest.mark.parametrize(("possible", "says"), [(6, "'5'"), (7, "'5' or 1 other"), (8, "'5' or 2 others")])
+def test_what_is_possible_is_counted_in_words(possible, says):
+    reading = SimpleNamespace(left=" x", position=0, possible={f" {n}": 1 / possible for n in range(possible)})
+    assert departure("", reading).endswith(says)
+
+
 def test_a_story_without_its_end_is_not_in_the_language():
     text, _ = STORIES[0]
     assert TELLER.read(text, ended=False).left == END
@@ -117,7 +123,18 @@ def test_the_share_of_stories_in_the_grammar():
     section = grammar_section(stories, [TELLER.read(*story) for story in stories])
     figures = {row.name: row.cells["figure"] for row in section.rows}
     assert figures["in the grammar"] == 0.5 and len(section.notes) == 2
+    assert section.rows[0].cells["noise"] == "25.0%"
     assert figures["left at: fixed text"] == 1.0 and any("'an'; possible: 'a'" in note for note in section.notes)
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_none_or_all_in_the_grammar_is_not_without_noise(inside):
+    """The rule of three: 0.0 % and no noise of 20 stories would say that none of a thousand can be written."""
+    stories = [(text if inside else "Zebra.", True) for text, _ in STORIES[:20]]
+    row = grammar_section(stories, [TELLER.read(*story) for story in stories]).rows[0]
+    assert row.cells["figure"] == inside and row.cells["noise"] == "< 15.0%"
+    assert row.means.endswith("the noise is the limit at 95 %: 3 of 20")
+    assert 0.95 < 1 - (1 - 3 / 20) ** 20 < 0.97  # so often a share of 15 % would be seen among 20
 
 
 # --- divergence

@@ -24,13 +24,19 @@ def grammar_section(stories: Sequence[tuple[str, bool]], readings: Sequence[Read
     left = [reading for reading in readings if reading.left is not None]
     words = sum(sum(1 for step in reading.steps if step.piece.strip(" ").isalnum()) for reading in readings)
     inside = 1 - len(left) / len(readings)
-    noise = np.sqrt(inside * (1 - inside) / len(readings))
+    # Of none or all the deviation is 0 and says nothing; 3 in n is the limit at 95 % (Jovanovic & Levy 1997).
+    noise, limit = np.sqrt(inside * (1 - inside) / len(readings)), min(1.0, 3 / len(readings))
     rows = [
         Row(
             "in the grammar",
-            {"figure": inside, "noise": f"{noise:.1%}", "of": f"{len(readings)} stories"},
+            {
+                "figure": inside,
+                "noise": f"{noise:.1%}" if noise else f"< {limit:.1%}",
+                "of": f"{len(readings)} stories",
+            },
             "share",
-            "stories that the grammar could have written, from the first word to the end",
+            "stories that the grammar could have written, from the first word to the end"
+            + ("" if noise else f"; the noise is the limit at 95 %: 3 of {len(readings)}"),
         ),
         Row(
             "words before leaving",
@@ -84,5 +90,5 @@ def departure(text: str, reading: Reading) -> str:
     wrote = "the end" if reading.left == END else repr((reading.left or "").lstrip())
     likely = sorted(reading.possible, key=lambda piece: -reading.possible[piece])
     possible = ["the end" if piece == END else repr(piece.lstrip()) for piece in likely]
-    more = f" or {len(possible) - _SHOWN} others" if len(possible) > _SHOWN else ""
+    more = f" or {others} {'other' if others == 1 else 'others'}" if (others := len(possible) - _SHOWN) > 0 else ""
     return f"{begun or (told[-1].lstrip() if told else '')} >> {wrote}; possible: {', '.join(possible[:_SHOWN])}{more}"
