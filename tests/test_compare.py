@@ -5,6 +5,7 @@ import math
 import re
 import shutil
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import jax
@@ -292,6 +293,13 @@ def test_groups_have_names_that_tell_them_apart(several, tmp_path):
     beside = a_run(tmp_path / "usual/slow", replace(QUICKSTART, optimizer=OptimizerConfig()))
     assert [group.name for group in read_groups([*several[:2], beside])] == ["0, 1", "slow"]
     assert [group.name for group in read_groups([several[2]])] == [str(several[2])]
+
+
+def test_absolute_and_relative_folders_go_together(several, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    groups = read_groups([Path("usual/0"), several[1], Path("slow")])
+    assert [group.name for group in groups] == ["usual", "slow"]
+    assert list(groups[0].records) == ["usual/0", str(several[1])]
 
 
 def test_a_mean_curve_is_of_the_steps_that_all_have():

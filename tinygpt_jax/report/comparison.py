@@ -117,6 +117,8 @@ def _seed(record: RunRecord) -> int | None:
 
 def _names(groups: Sequence[Mapping[str, RunRecord]]) -> list[str]:
     """A folder that holds a group's runs and no others names it; else the runs themselves, without what all share."""
+    if len({os.path.isabs(folder) for group in groups for folder in group}) > 1:  # which have nothing in common
+        groups = [{os.path.abspath(folder): record for folder, record in group.items()} for group in groups]
     everyone = [folder for group in groups for folder in group]
     shared = os.path.commonpath([os.path.dirname(folder) or "." for folder in everyone]) if len(everyone) > 1 else ""
     names = []
