@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -102,7 +103,16 @@ def _own_corpus(run: "Run") -> "Corpus":
 
     source = run.config.data.source
     kept = run.tokenizer if run.config.origin.init_from else None  # no matter which tokens occur in these stories
-    corpus = prepare(run.config.data, tokenizer=kept)
+    try:
+        corpus = prepare(run.config.data, tokenizer=kept)
+    except UsageError:  # which speaks of a flag that was given to the training
+        inside = (
+            "" if os.path.isabs(os.path.expanduser(source)) else ", or call this in the folder where it was trained"
+        )
+        where = f"this run's stories came from {source}, and there are none now"
+        raise UserError(
+            f"{where}: put them, or a link to them, there{inside}; evaluate --data measures on others"
+        ) from None
     if corpus.tokenizer.fingerprint != run.tokenizer.fingerprint:
         raise UserError(f"{source} has changed since the run: its vocabulary is another now; try --data {source}")
     if run.corpus not in (None, corpus.fingerprint):

@@ -7,6 +7,7 @@ import shlex
 import subprocess
 import sys
 import unicodedata
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -134,6 +135,28 @@ def test_evaluate_refuses_what_it_cannot_do(call, corpus, tmp_path):
         other = save_run(tmp_path / str(number), corpus[1], tokenizer, fingerprint)
         with pytest.raises(UserError, match=f"builtin has changed since the run: {what} now; try --data builtin"):
             evaluate.main(["--workdir", str(other)])
+
+
+@pytest.mark.parametrize("flags", [[], ["--stories"], ["--split", "train"]])
+def test_stories_that_have_moved_since_the_run_are_told(run, tmp_path, monkeypatch, flags):
+    """No --data was given, and a link to where they are now is enough."""
+    monkeypatch.chdir(tmp_path)
+    Path("stories.txt").write_text("\n<|endoftext|>\n".join(f"A cat had {n} hats." for n in range(50)))
+    for name, source in (("relative", "stories.txt"), ("absolute", str(tmp_path / "stories.txt"))):
+        data = DataConfig(source=source, vocabulary="compact", cache_dir=str(tmp_path / "cache"))
+        prepared = prepare(data)
+        save_run(tmp_path / name, data, prepared.tokenizer, prepared.fingerprint)
+    Path("stories.txt").rename("moved.txt")
+    inside = r", or call this in the folder where it was trained"
+    for name, more in (("relative", inside), ("absolute", "")):
+        says = (
+            rf"^this run's stories came from \S*stories.txt, and there are none now: put .* there{more}; evaluate --d"
+        )
+        with pytest.raises(UserError, match=says):
+            evaluate.main(["--workdir", name, *flags])
+    Path("stories.txt").symlink_to("moved.txt")
+    if "--stories" not in flags:
+        evaluate.main(["--workdir", "relative", *flags])
 
 
 def test_generate_is_a_function_of_the_seed(call):
