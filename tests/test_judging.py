@@ -147,7 +147,9 @@ def test_the_command_prints_and_keeps_the_figures_and_the_page_shows_them(run, j
         assert f"<caption>{section.name}: " in page
         for row in section.rows:
             assert f'<th scope="row">{row.name}</th>' in page
-    assert "<td>stories that come to their end before they are cut</td>" in page
+    assert '<td class="prose" rowspan="1">stories that come to their end before they are cut</td>' in page
+    of_this_kind = [row.means for row in kept.sections[1].rows][-1]
+    assert page.count(of_this_kind) == 1
 
 
 def test_stories_of_other_sources_are_refused(run):

@@ -18,7 +18,7 @@ import pytest
 from experiments import report as command
 from tinygpt_jax.config import Config, DataConfig, ModelConfig
 from tinygpt_jax.errors import UserError
-from tinygpt_jax.report import write_report
+from tinygpt_jax.report import html, write_report
 from tinygpt_jax.runs.checkpoint_files import Progress, checkpoints, write_manifest
 from tinygpt_jax.runs.corpus_summary import length_histogram
 from tinygpt_jax.runs.folder import mark_of
@@ -353,3 +353,15 @@ def test_the_command_says_where_the_page_is(run, capsys):
         [sys.executable, "-m", "experiments.report", "--workdir", str(run / "plots")], capture_output=True, text=True
     )
     assert done.returncode == 1 and done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
+
+
+def test_a_table_scrolls_and_says_each_meaning_once():
+    """By hand: three rows of two meanings; and a table without meanings has no column for them."""
+    table = html.grid(
+        "<c>", ["", "n", "what it means"], [["a", "1.0"], ["b", "2.0"], ["c", "3.0"]], ["x", "<y>", "<y>"]
+    )
+    assert table.startswith('<div class="grid" tabindex="0"><table><caption>&lt;c&gt;</caption>')
+    rows = re.findall(r"<td>(\S+)</td>(.*?)</tr>", table)
+    spans = [f'<td class="prose" rowspan="{span}">{text}</td>' for span, text in ((1, "x"), (2, "&lt;y&gt;"))]
+    assert rows == [("1.0", spans[0]), ("2.0", spans[1]), ("3.0", "")]
+    assert "prose" not in html.grid("c", ["", "n"], [["a", "1.0"]])

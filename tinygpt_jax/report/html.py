@@ -8,6 +8,7 @@ resources besides.
 import base64
 from collections.abc import Iterable, Sequence
 from html import escape
+from itertools import takewhile
 from pathlib import Path
 from string import Template
 
@@ -63,14 +64,24 @@ def _table(caption: str, rows: Iterable[tuple[str, str, str]]) -> str:
     return f"<table><caption>{escape(caption)}</caption>\n{''.join(lines)}</table>\n"
 
 
-def grid(caption: str, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table of several columns: their names, the first of which is that of the rows, and each row's cells."""
+def grid(
+    caption: str, columns: Sequence[str], rows: Iterable[Sequence[str]], meanings: Sequence[str] | None = None
+) -> str:
+    """A table of several columns: their names, the first of which is that of the rows, and each row's cells.
+
+    Figures stay on one line; a table that is wider than the page scrolls sideways. `meanings` are sentences in a last
+    column, one for each row; where neighbours have the same, it stands there once.
+    """
     head = "".join(f'<th scope="col">{escape(name)}</th>' for name in columns)
     lines = []
-    for name, *cells in rows:
+    for number, (name, *cells) in enumerate(rows):
         values = "".join(f"<td>{escape(cell)}</td>" for cell in cells)
+        if meanings and (number == 0 or meanings[number] != meanings[number - 1]):
+            same = len(list(takewhile(meanings[number].__eq__, meanings[number:])))
+            values += f'<td class="prose" rowspan="{same}">{escape(meanings[number])}</td>'
         lines.append(f'<tr><th scope="row">{escape(name)}</th>{values}</tr>\n')
-    return f'<table class="grid"><caption>{escape(caption)}</caption>\n<tr>{head}</tr>\n{"".join(lines)}</table>\n'
+    table = f"<table><caption>{escape(caption)}</caption>\n<tr>{head}</tr>\n{''.join(lines)}</table>"
+    return f'<div class="grid" tabindex="0">{table}</div>\n'  # so that the keyboard can scroll it
 
 
 def stories(prompt: str, texts: Iterable[tuple[str, str]]) -> str:

@@ -154,11 +154,12 @@ def _judgement(record: RunRecord, workdir: Path) -> Iterator[str]:
         yield html.heading("Its stories judged", f"At step {judgement.step:,}: {judgement.about}.")
         for section in judgement.sections:
             rows = (
-                [row.name, *(shown(row.cells.get(column), row.unit) for column in section.columns), row.means]
+                [row.name, *(shown(row.cells.get(column), row.unit) for column in section.columns)]
                 for row in section.rows
             )
             title = f"{section.name}: {section.about}"
-            yield html.grid(title, ["", *section.columns, "what it means"], rows) + html.notes(section.notes)
+            columns, meanings = ["", *section.columns, "what it means"], [row.means for row in section.rows]
+            yield html.grid(title, columns, rows, meanings) + html.notes(section.notes)
 
 
 def _corpus_rows(record: RunRecord) -> Iterator[tuple[str, str, str]]:
