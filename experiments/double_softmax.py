@@ -17,8 +17,8 @@ from tempfile import TemporaryFile
 from experiments import cli
 from tinygpt_jax.config import DataConfig, ModelConfig, OptimizerConfig, TrainingConfig
 from tinygpt_jax.devices import restart_with_huge_pages, use_device
-from tinygpt_jax.errors import UsageError, UserError, require
-from tinygpt_jax.files import disk_errors
+from tinygpt_jax.errors import UserError, require
+from tinygpt_jax.files import check_output, disk_errors
 from tinygpt_jax.terminal import progress
 
 TWICE = "softmax applied twice"
@@ -39,8 +39,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Parse the flags, train twice, print, draw."""
     arguments = cli.parse(Arguments, argv)
     require(0 < arguments.seconds < math.inf, "seconds", arguments.seconds, "must be above 0, and finite")
-    if arguments.output.is_dir():
-        raise UsageError(f"--output {arguments.output} is a folder: give a file for the picture")
+    check_output("--output", arguments.output, "picture")
     with disk_errors(arguments.output, "choose another --output"):  # before the training and not after it
         arguments.output.parent.mkdir(parents=True, exist_ok=True)
         TemporaryFile(dir=arguments.output.parent, suffix=".partial").close()

@@ -7,6 +7,7 @@ from typing import Literal
 
 from experiments import cli
 from tinygpt_jax.devices import use_device
+from tinygpt_jax.files import check_output
 
 
 @dataclass(frozen=True)
@@ -14,7 +15,7 @@ class Arguments:
     """Write one HTML file in which a trained model writes, reads and can be looked into, in any browser, offline."""
 
     workdir: Path = Path("runs")  # folder of the run
-    to: Path = Path("explorer.html")  # the file; one that is there is replaced
+    to: Path = Path("explorer.html")  # the file; a page that is there is replaced, and nothing else
     checkpoints: Literal["best", "last", "all"] = "best"  # by validation loss, the newest, or a slider over those kept
     weights: Literal["float16", "int8"] = "float16"  # int8 makes the page half as large, and the model a little worse
 
@@ -22,6 +23,7 @@ class Arguments:
 def main(argv: Sequence[str] | None = None) -> None:
     """Parse the flags, write the page, and say where it is."""
     arguments = cli.parse(Arguments, argv)
+    check_output("--to", arguments.to, "page")
     use_device("cpu")
 
     from tinygpt_jax.explorer import write_explorer

@@ -4,6 +4,7 @@ import base64
 import dataclasses
 import gzip
 import hashlib
+import os
 import re
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from experiments import explorer
 from tests.test_experiments import save_run
 from tinygpt_jax import explorer as explorer_package
 from tinygpt_jax.config import DataConfig, ModelConfig
-from tinygpt_jax.errors import UserError
+from tinygpt_jax.errors import UsageError, UserError
 from tinygpt_jax.explorer import building, fits, write_explorer
 from tinygpt_jax.explorer.weights import letters, pack, rounded
 from tinygpt_jax.runs.checkpoint_files import checkpoints
@@ -114,6 +115,15 @@ def test_a_model_too_large_is_refused_before_any_work(folder, tmp_path, monkeypa
 def test_the_reference_system_does_not_fit_and_the_small_ones_do():
     assert not fits(ModelConfig())
     assert fits(ModelConfig(vocab_size=5_257, n_layers=4, n_heads=4, d_model=256, d_ff=1024))
+
+
+def test_nothing_but_a_page_is_replaced(folder, tmp_path):
+    (tmp_path / "stories.txt").write_text("mine")
+    os.mkfifo(tmp_path / "pipe")  # stands for a device
+    for path, why in {tmp_path / "stories.txt": "is no page", tmp_path / "pipe": "no regular file"}.items():
+        with pytest.raises(UsageError, match=why):
+            explorer.main(["--workdir", str(folder), "--to", str(path)])
+    assert (tmp_path / "stories.txt").read_text() == "mine" and (tmp_path / "pipe").is_fifo()
 
 
 def test_no_run_is_said_in_one_line(tmp_path):

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from tinygpt_jax.errors import UserError
-from tinygpt_jax.files import locked, write_atomically
+from tinygpt_jax.errors import UsageError, UserError
+from tinygpt_jax.files import check_output, locked, write_atomically
 
 
 def test_folders_are_made_and_content_replaced(tmp_path):
@@ -44,6 +44,29 @@ def test_what_is_in_the_way_is_named_with_what_to_do(tmp_path):
             write_atomically(tmp_path / "plots" / name, b"")
     with pytest.raises(UserError, match=f"{tmp_path}: Is a directory; move it away"):
         write_atomically(tmp_path, b"")
+
+
+def test_a_page_takes_the_place_of_a_page_only(tmp_path):
+    """Guards a run's own files, stories, models and devices, by whatever name or link they are given."""
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "config.json").write_text("{}")
+    for name in ("report.html", "page.html"):
+        (run / name).write_text("<!DOCTYPE HTML><html>")
+    (run / "link.html").symlink_to("config.json")
+    (run / "empty").touch()
+    for allowed in ("page.html", "empty", "new.html", "no folder/new.html"):
+        check_output("--to", run / allowed, "page")
+    (run.parent / "report.html").write_text("<!doctype html>")
+    check_output("--to", run.parent / "report.html", "page")
+    check_output("--output", run / "empty", "picture")
+    refused = {run: "is a folder", run / "report.html": "is the report of a run", Path("/dev/full"): "no regular file"}
+    refused |= {run / "config.json": "is no page", run / "link.html": "is no page"}
+    for path, why in refused.items():
+        with pytest.raises(UsageError, match=f"^--to {path} is .*{why.removeprefix('is ')}"):
+            check_output("--to", path, "page")
+    with pytest.raises(UsageError, match="is no picture"):
+        check_output("--output", run / "page.html", "picture")
 
 
 def test_a_lock_that_was_removed_while_it_was_held_still_excludes(tmp_path):

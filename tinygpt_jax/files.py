@@ -7,12 +7,13 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Literal
 
-from tinygpt_jax.errors import UserError
+from tinygpt_jax.errors import UsageError, UserError
 
 _NO_ROOM = "make room or give permission there"  # what remedies say of a place that is right
 MAX_JSON_BYTES = 64 * 2**20  # no JSON file that this program writes comes near this
+_FIRST_BYTES = {"page": b"<!doctype html>", "picture": b"\x89PNG"}
 
 
 @contextmanager
@@ -45,6 +46,34 @@ def write_atomically(path: Path, content: bytes) -> None:
             file.write(content)
     except OSError as error:
         raise UserError(f"cannot write {_refusal(error, path, _NO_ROOM)}") from None
+
+
+def check_output(flag: str, path: Path, form: Literal["page", "picture"]) -> None:
+    """Make sure that a file which the user names for a page or a picture takes the place of nothing else.
+
+    Args:
+        flag: the flag that names it.
+        path: the file. Where there is one, it may be replaced if it is empty or of the same form.
+        form: an HTML page, or a PNG.
+
+    Raises:
+        UsageError: there is a folder, a device or a pipe, another file, or the report of a run.
+        UserError: what is there cannot be read.
+    """
+    with disk_errors(path, f"choose another file for {flag}"):
+        if path.is_dir():
+            raise UsageError(f"{flag} {path} is a folder: give a file for the {form}")
+        if not path.exists():
+            return
+        if not path.is_file():
+            raise UsageError(f"{flag} {path} is no regular file, and is left alone: give a file for the {form}")
+        in_a_run = any(path.with_name(name).exists() for name in ("config.json", "metrics.jsonl"))
+        if path.name == "report.html" and in_a_run:
+            raise UsageError(f"{flag} {path} is the report of a run, and is left alone: choose another name")
+        with path.open("rb") as file:
+            first = file.read(len(_FIRST_BYTES[form]))
+        if first.lower() not in (b"", _FIRST_BYTES[form].lower()):
+            raise UsageError(f"{flag} {path} is there, is no {form}, and is left alone: choose another name")
 
 
 def sync(path: Path) -> None:
