@@ -10,6 +10,7 @@ from tyro.conf import Positional
 
 from experiments import cli
 from tinygpt_jax.errors import UsageError
+from tinygpt_jax.files import check_output
 
 
 @dataclass(frozen=True)
@@ -21,7 +22,7 @@ class Arguments:
     """
 
     runs: Positional[tuple[Path, ...]]  # folders of runs
-    to: Path | None = None  # also write a page with their curves, such as compare.html
+    to: Path | None = None  # also write a page with their curves, such as compare.html; only a page is replaced
     json: bool = False  # print one JSON object
 
 
@@ -30,8 +31,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     arguments = cli.parse(Arguments, argv)
     if not arguments.runs:
         raise UsageError("give the folders of runs: python -m experiments.compare runs/a runs/b")
-    if arguments.to is not None and arguments.to.is_dir():
-        raise UsageError(f"--to {arguments.to} is a folder: give a file for the page, such as compare.html")
+    if arguments.to is not None:
+        check_output("--to", arguments.to, "page")
 
     from tinygpt_jax.report.comparison import differences, figures, problems, read_groups, remarks, told, verdict
     from tinygpt_jax.report.comparison_page import table, write_comparison

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import re
 import shutil
 from dataclasses import replace
@@ -346,10 +347,17 @@ def test_a_strangers_run_is_shown_and_not_obeyed(tmp_path, capsys):
             "00000060 is a checkpoint and no run folder; give the run that it is of",
         ),
         (["run", "--to", "."], UsageError, "--to . is a folder"),
+        (
+            ["run", "--to", "run/config.json"],
+            UsageError,
+            "--to run/config.json is there, is no page, and is left alone",
+        ),
+        (["run", "--to", "pipe"], UsageError, "--to pipe is no regular file, and is left alone"),
     ],
 )
 def test_what_cannot_be_compared_is_told_in_a_line(tmp_path, monkeypatch, flags, kind, says):
     monkeypatch.chdir(tmp_path)
+    os.mkfifo("pipe")
     checkpoint = a_run(tmp_path / "run") / "checkpoints/00000060"
     checkpoint.mkdir(parents=True)
     for name in ("config.json", "progress.json"):
