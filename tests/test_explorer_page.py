@@ -107,6 +107,7 @@ def used(browser, file):
 def page(used):
     """As it was opened."""
     used.set_viewport_size({"width": 1000, "height": 800})
+    used.evaluate("() => { explorer.stop(); explorer.story = new Story(); explorer.given = null; }")
     used.click("#write-tab")
     for name, value in {"prompt": "Once upon a time", "temperature": 0.8, "seed": 0, "most": 12, "given": ""}.items():
         used.evaluate("([name, value]) => { document.getElementById(name).value = value; }", [name, value])
@@ -349,12 +350,76 @@ def test_write_step_branch_and_the_way_back(page):
     tokens = page.evaluate("explorer.reading.tokenizer.decode_each(explorer.reading.tokens)")
     assert (
         f"“{tokens[9]}”" == chosen
-        and tokens[:9] == page.evaluate("explorer.tokenizer.decode_each(explorer.versions[0].tokens)")[:9]
+        and tokens[:9] == page.evaluate("explorer.tokenizer.decode_each(explorer.story.versions[0].tokens)")[:9]
     )
     page.click("#version-list li:nth-child(1) button")
     page.wait_for_selector("#version-list li:nth-child(1) [aria-current=true]")
     page.wait_for_selector(READY)
     assert _text(page) == other
+
+
+def _branch(page, place):
+    """Put the fourth likeliest token in a place."""
+    page.click(f"#token-{place}")
+    page.locator("#instead button").nth(3).click()
+    page.wait_for_selector(READY)
+
+
+STORIES = "explorer.story.versions.map(({ tokens }) => explorer.tokenizer.decode(tokens))"
+
+
+def test_quick_clicks_lose_nothing_of_a_version(page):
+    """Guards against keeping, as a version, what was read of it when the next was clicked."""
+    _write(page)
+    _branch(page, 6)
+    stories = page.evaluate(STORIES)
+    page.evaluate(
+        """() => { explorer.model.decode = function (...args) {
+          for (const began = performance.now(); performance.now() - began < 20; );
+          return GPT.prototype.decode.apply(this, args);
+        }; }"""
+    )
+    for version in (1, 2, 1, 2):
+        page.click(f"#version-list li:nth-child({version}) button")
+    page.evaluate("() => { delete explorer.model.decode; }")
+    page.wait_for_selector(READY)
+    assert page.evaluate(STORIES) == stories and _text(page) == stories[1] != stories[0]
+
+
+def test_what_was_made_outlives_the_slider_the_tabs_and_another_prompt(page):
+    """Only what Write alone has made makes room, because it can be written again."""
+    _write(page)
+    _branch(page, 6)
+    stories = page.evaluate(STORIES)
+    page.click("#read-tab")
+    page.fill("#given", "Once upon a time there was a cat")
+    page.click("#read")
+    page.wait_for_selector(READY)
+    _slide(page, "ArrowLeft")
+    page.click("#write-tab")
+    page.wait_for_selector(READY)
+    assert _text(page) == stories[1] and page.is_visible("#inside")
+    page.click("#version-list li:nth-child(1) button")
+    page.wait_for_selector(READY)
+    assert _text(page) == stories[0]
+    _slide(page, "ArrowRight")
+    assert page.evaluate(STORIES)[:2] == stories and page.evaluate("explorer.story.number") == 2
+    page.fill("#prompt", "One day")
+    page.click("#step")
+    page.wait_for_selector(READY)
+    assert page.evaluate(STORIES)[:2] == stories and _text(page).startswith("One day")
+    page.click("#read-tab")
+    page.wait_for_selector(READY)
+    _branch(page, 3)
+    assert page.evaluate(STORIES)[:2] == stories
+    assert "Once upon a time there was a cat" in page.evaluate(STORIES) and page.is_visible("#prompt")
+
+
+def _slide(page, key):
+    page.evaluate("document.getElementById('tokens').setAttribute('aria-busy', 'true')")
+    page.focus("#checkpoint")
+    page.keyboard.press(key)
+    page.wait_for_selector(READY)
 
 
 def _write(page):
@@ -430,15 +495,10 @@ def test_the_slider_shows_the_same_prompt_at_each_checkpoint(page):
     page.fill("#most", "15")
     late = _write(page)
     assert "after 7 updates, validation loss 6.500" in page.inner_text("#checkpoint-said")
-    page.evaluate("document.getElementById('tokens').setAttribute('aria-busy', 'true')")
-    page.focus("#checkpoint")
-    page.keyboard.press("ArrowLeft")
-    page.wait_for_selector(READY)
+    _slide(page, "ArrowLeft")
     assert page.inner_text("#checkpoint-said") == "after 0 updates"
     early = _text(page)
-    page.evaluate("document.getElementById('tokens').setAttribute('aria-busy', 'true')")
-    page.keyboard.press("ArrowRight")
-    page.wait_for_selector(READY)
+    _slide(page, "ArrowRight")
     assert early.startswith("Once upon a time") and early != late and _text(page) == late
 
 

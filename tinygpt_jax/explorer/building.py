@@ -26,7 +26,7 @@ from tinygpt_jax.training.checkpoint import Run
 MOST_BYTES = 64 * 10**6  # of a page: larger ones take long to open, on a phone for ever
 _PAGE = Path(__file__).with_name("page")
 _SCRIPTS = (  # in the order of who needs whom
-    "functional model sampling tokenizer weights storyteller reading elements text heads inside controls main"
+    "functional model sampling tokenizer weights storyteller reading story elements text heads inside controls main start"
 ).split()
 
 

@@ -24,6 +24,11 @@ function quoted(text) {
   return text === "" ? "⟨end⟩" : `“${text.replaceAll("\n", "↵").replaceAll("\t", "⇥")}”`;
 }
 
+function shortened(text) {
+  const letters = [...text];
+  return letters.length > 40 ? `${letters.slice(0, 39).join("")}…` : text;
+}
+
 function percent(share) {
   return share >= 0.9995 ? "100%" : `${(100 * share).toFixed(share >= 0.0995 ? 1 : 2)}%`;
 }
