@@ -379,9 +379,15 @@ def test_quick_clicks_lose_nothing_of_a_version(page):
           return GPT.prototype.decode.apply(this, args);
         }; }"""
     )
-    for version in (1, 2, 1, 2):
-        page.click(f"#version-list li:nth-child({version}) button")
-    page.evaluate("() => { delete explorer.model.decode; }")
+    page.evaluate(
+        """async () => {
+          for (const version of [0, 1, 0, 1]) {
+            document.querySelectorAll("#version-list button")[version].click();
+            await new Promise((done) => setTimeout(done, 60));
+          }
+          delete explorer.model.decode;
+        }"""
+    )
     page.wait_for_selector(READY)
     assert page.evaluate(STORIES) == stories and _text(page) == stories[1] != stories[0]
 
@@ -516,3 +522,49 @@ def test_the_storyteller_stands_beside_the_model(page):
     page.fill("#given", story.replace("named", "called"))
     page.click("#read")
     page.wait_for_selector("#figures:has-text('would never say this')", timeout=60_000)
+    before = page.evaluate("(text) => explorer.tokenizer.encode(text).length", story[: story.index(" named")])
+    assert page.locator("#tokens .never").all_inner_texts() == [" called"]
+    assert page.locator("#tokens .never").get_attribute("id") == f"token-{before + 1}"
+    known = page.evaluate("explorer.exact.nats")
+    mean = sum(known) / (before + 1)
+    said = f"from token {before + 1} on, which is marked), divergence from it {mean:.4f} nats per token over the"
+    assert f"{said} {before + 1} tokens until then" in page.inner_text("#figures")
+
+
+def test_the_storyteller_stops_where_it_has_nothing_to_say(page):
+    """Guards against asking it at every further place, which froze the page on a long text."""
+    page.evaluate(
+        """() => { globalThis.asked = 0; explorer.storyteller.next_token = function (...args) {
+          asked++;
+          return Storyteller.prototype.next_token.apply(this, args);
+        }; }"""
+    )
+    page.click("#read-tab")
+    page.fill("#given", "Once upon a cat. " * 20)
+    page.click("#read")
+    page.wait_for_selector("#figures:has-text('would never say this')", timeout=60_000)
+    page.evaluate("() => { delete explorer.storyteller.next_token; }")
+    assert page.evaluate("asked") == page.evaluate("explorer.exact.never") < 6
+
+
+def test_nothing_is_shown_of_a_token_that_the_model_does_not_see(page):
+    page.fill("#prompt", "Once upon a time, there was a cat. " * 5)
+    page.fill("#most", "3")
+    _write(page)
+    page.click("#token-1")
+    assert "before what the model sees" in page.inner_text("#inside-title")
+    assert not page.is_visible("#instead") and not page.is_visible("#next") and not page.is_visible("#heads")
+    page.click("#tokens span:last-child")
+    page.wait_for_selector("#panels:not([hidden]) #instead button")
+
+
+def test_an_empty_text_leaves_no_cursor_behind(page):
+    """Where nobody has moved it, it stands at what surprised most."""
+    page.evaluate("() => { explorer.text.moved = false; }")
+    page.click("#read-tab")
+    for text in ("", "Once upon a time, there was a dog"):
+        page.fill("#given", text)
+        page.click("#read")
+        page.wait_for_selector(READY)
+    surprise = page.evaluate("argmax(explorer.reading.nats.map((nats) => nats ?? 0))")
+    assert page.evaluate("explorer.text.cursor") == surprise > 0

@@ -47,15 +47,16 @@ function figures_of(reading, exact) {
   const nats = sum(predicted.map((place) => reading.nats[place]));
   const bytes = sum(predicted.map((place) => reading.tokenizer.bytes(reading.tokens[place]).length));
   const loss = nats / predicted.length;
-  const said = [`${count(predicted.length)} tokens`, `${loss.toFixed(3)} nats per token`, `perplexity ${Math.exp(loss).toFixed(2)}`];
+  const said = [many(predicted.length, "token"), `${loss.toFixed(3)} nats per token`, `perplexity ${decimals(Math.exp(loss), 2)}`];
   if (bytes) said.push(`${(nats / Math.LN2 / bytes).toFixed(3)} bits per byte`);
   if (exact) {
-    const own = predicted.map((place) => -Math.log(exact.truth[place - 1]?.get(reading.tokens[place]) ?? 0));
-    const never = own.findIndex((value) => value === Infinity);
-    if (never < 0) said.push(`the storyteller's own probabilities: ${(sum(own) / own.length).toFixed(3)} nats per token`);
-    else said.push(`the storyteller would never say this (from token ${predicted[never]} on)`);
-    const known = exact.nats.filter((value) => value !== null);
-    if (known.length) said.push(`divergence from it ${(sum(known) / known.length).toFixed(4)} nats per token`);
+    const { truth, never } = exact, known = exact.nats.filter((value) => value !== null);
+    if (never === null) {
+      const own = predicted.map((place) => -Math.log(truth[place - 1].get(reading.tokens[place])));
+      said.push(`the storyteller's own probabilities: ${(sum(own) / own.length).toFixed(3)} nats per token`);
+    } else said.push(`the storyteller would never say this (from token ${never} on, which is marked)`);
+    const until = never === null ? "" : ` over the ${many(known.length, "token")} until then`;
+    if (known.length) said.push(`divergence from it ${(sum(known) / known.length).toFixed(4)} nats per token${until}`);
   }
   return said.join(", ");
 }

@@ -37,6 +37,14 @@ function count(number) {
   return number.toLocaleString("en");
 }
 
+function many(number, noun) {
+  return `${count(number)} ${noun}${number === 1 ? "" : "s"}`;
+}
+
+function decimals(number, digits) {
+  return number.toLocaleString("en", { minimumFractionDigits: digits, maximumFractionDigits: digits });
+}
+
 // A table of bars. rows: [{ text, shares: [{ kind, share }], chosen, choose }]; the number is that of the first bar, or
 // of all where `numbers` says so.
 function bars(caption, rows) {

@@ -8,7 +8,7 @@ class Explorer {
     this.mode = "write";
     this.story = new Story(); // what is written
     this.given = null; // the tokens that are read
-    this.exact = null; // what the storyteller says of the text shown: { truth, nats }, by place
+    this.exact = null; // what the storyteller says of the text shown: { truth, nats } by place, and never: see compare
     this.heads = new HeadsView();
     const alternatives = (place) => alternatives_of(place, this.for_alternatives());
     this.text = new TextView($("tokens"), $("hover"), () => this.look(), alternatives);
@@ -29,12 +29,12 @@ class Explorer {
       read: new Reading(this.model, this.tokenizer, "measuring"),
     };
     const loss = validation_loss === null ? "" : `, validation loss ${validation_loss.toFixed(3)}`;
-    $("checkpoint-said").textContent = `after ${count(step)} updates${loss}`;
+    $("checkpoint-said").textContent = `after ${many(step, "update")}${loss}`;
     const size = parameters.reduce((sum, { shape }) => sum + shape.reduce((product, n) => product * n, 1), 0);
     $("about").textContent =
       `${count(size)} parameters in ${config.n_layers} layers of ${config.n_heads} heads, width ${config.d_model}; it sees ` +
       `${count(config.context_length)} tokens, of a vocabulary of ${count(config.vocab_size)}. Learned from ` +
-      `${this.facts.source} in ${count(step)} updates${loss && `${loss} nats per token`}. Weights in ${this.facts.form}.`;
+      `${this.facts.source} in ${many(step, "update")}${loss && `${loss} nats per token`}. Weights in ${this.facts.form}.`;
     return true;
   }
 
@@ -85,7 +85,7 @@ class Explorer {
 
   async begin(settings, most, untouched) {
     const prompt = $("prompt").value, tokens = [this.tokenizer.end_of_text, ...this.tokenizer.encode(prompt)];
-    const when = this.facts.checkpoints.length > 1 ? `, after ${count(this.step)} updates` : "";
+    const when = this.facts.checkpoints.length > 1 ? `, after ${many(this.step, "update")}` : "";
     const name = `${quoted(shortened(prompt))}, seed ${settings.seed}${when}`;
     this.story.begin({ name, tokens, prompt: tokens.length, step: this.step, untouched });
     await this.write_on(settings, most);
@@ -174,8 +174,9 @@ class Explorer {
     show_versions(this.mode === "write" ? this.story.versions : [], this.story.number, (number) => this.return_to(number));
     $("said").textContent = this.tokenizer.decode(this.reading.tokens);
     const last = this.reading.tokens.length - 1;
-    // At first the cursor goes where there is most to see.
-    if (last >= 0) this.text.choose(Math.min(this.text.cursor ?? argmax(this.reading.nats.map((nats) => nats ?? 0)), last));
+    // Until somebody moves the cursor it goes where there is most to see.
+    const most = argmax(this.reading.nats.map((nats) => nats ?? 0));
+    if (last >= 0) this.text.choose(this.text.moved ? this.text.cursor : most, this.text.moved);
     $("inside").hidden = last < 0;
   }
 
@@ -188,8 +189,12 @@ class Explorer {
   async look() {
     this.looking?.abort();
     const looking = (this.looking = new AbortController()), { reading, text } = this, place = text.cursor;
+    if (place === null) return;
+    $("panels").hidden = !reading.expected[place];
     if (!reading.expected[place]) {
-      $("inside-title").textContent = `Token ${place}: before what the model sees`;
+      this.window = null;
+      const sees = `the model writes on from the last ${count(this.model.config.context_length)} tokens of a longer prompt`;
+      $("inside-title").textContent = `Token ${place}: before what the model sees; ${sees}`;
       return;
     }
     const window = await at_work(reading.window_of(place), looking.signal);
@@ -214,15 +219,17 @@ class Explorer {
     $("next").replaceChildren(next_of(this.model.lens(this.model.config.n_layers, window.column, window.cache), settings, exact, reading));
   }
 
-  // What the storyteller would say at each place, and how far the model is from it; then show it.
+  // What the storyteller would say at each place, and how far the model is from it; then show it. Where it would never
+  // say the next token, it has nothing more to say.
   *compare() {
-    const { reading } = this, { tokens, tokenizer } = reading, exact = { truth: [], nats: [] };
-    for (let place = 0; place < tokens.length; place++) {
+    const { reading } = this, { tokens, tokenizer } = reading, exact = { truth: [], nats: [], never: null };
+    for (let place = 0; place < tokens.length && exact.never === null; place++) {
       const over = place > 0 && tokens[place] === tokenizer.end_of_text;
-      const truth = over ? new Map() : this.storyteller.next_token(tokens.slice(0, place + 1), tokenizer);
-      exact.truth.push(truth.size ? truth : undefined);
+      const truth = over ? null : this.storyteller.next_token(tokens.slice(0, place + 1), tokenizer);
+      if (place + 1 < tokens.length && !truth?.has(tokens[place + 1])) exact.never = place + 1;
+      if (over) break;
+      exact.truth.push(truth);
       exact.nats.push(null);
-      if (!truth.size) continue;
       yield;
       if (reading.expected[place]) {
         const { cache, column } = yield* reading.window_of(place);
@@ -230,6 +237,7 @@ class Explorer {
       }
     }
     this.exact = exact;
+    this.text.mark(exact.never);
     this.show_figures();
     this.look();
   }

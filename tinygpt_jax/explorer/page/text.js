@@ -5,7 +5,7 @@ const MOST_NATS = 6; // what is shown in full colour
 class TextView {
   // chosen(place): the cursor was moved there. alternatives(place): an element to show beside a token.
   constructor(box, hover, chosen, alternatives) {
-    Object.assign(this, { box, hover, chosen, alternatives, spans: [], cursor: null });
+    Object.assign(this, { box, hover, chosen, alternatives, spans: [], cursor: null, moved: false });
     box.addEventListener("click", (event) => this.choose(this.place_of(event.target)));
     box.addEventListener("keydown", (event) => this.key(event));
     box.addEventListener("pointerover", (event) => {
@@ -32,7 +32,18 @@ class TextView {
       const surprise = nats[place] === null ? "not predicted" : `${nats[place].toFixed(2)} nats`;
       shown.setAttribute("aria-label", `${name}, ${surprise}`);
     });
+    this.mark(null);
     if (this.cursor >= tokens.length) this.cursor = null;
+    if (this.cursor === null) this.moved = false;
+  }
+
+  // Mark the token that the storyteller would never say, if there is one.
+  mark(place) {
+    for (const shown of this.spans) {
+      const never = shown === this.spans[place];
+      shown.classList.toggle("never", never);
+      shown.title = never ? "The storyteller would never say this here" : "";
+    }
   }
 
   add(place) {
@@ -42,8 +53,10 @@ class TextView {
     return made;
   }
 
-  choose(place) {
+  // moved: by somebody, and not by the page.
+  choose(place, moved = true) {
     if (place === null || !this.spans[place]) return;
+    this.moved = moved;
     this.spans[this.cursor]?.setAttribute("aria-selected", "false");
     this.cursor = place;
     this.spans[place].setAttribute("aria-selected", "true");
