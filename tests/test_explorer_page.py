@@ -568,3 +568,97 @@ def test_an_empty_text_leaves_no_cursor_behind(page):
         page.wait_for_selector(READY)
     surprise = page.evaluate("argmax(explorer.reading.nats.map((nats) => nats ?? 0))")
     assert page.evaluate("explorer.text.cursor") == surprise > 0
+
+
+def test_both_distributions_have_a_number_and_a_name(page):
+    """Also in what is shown beside a token."""
+    page.evaluate("() => { explorer.text.moved = false; }")
+    _write(page)
+    page.wait_for_function("explorer.exact && explorer.exact.truth.length > 2")
+    page.click("#token-2")
+    truth, model = page.evaluate("[explorer.exact.truth[1].get(explorer.reading.tokens[2]), explorer.reading.nats[2]]")
+    page.wait_for_selector("#instead .key.true")
+    row = page.locator("#instead tr.chosen .number").all_inner_texts()
+    assert row == page.evaluate("(shares) => shares.map(percent)", [math.exp(-model), truth])
+    page.hover("#token-2")
+    page.wait_for_selector("#hover .key.true")
+    assert page.locator("#next tr:first-child .number").count() == 3
+
+
+def test_a_field_without_a_number_is_named(page):
+    story = _write(page)
+    page.fill("#seed", "")
+    page.click("#write")
+    assert page.inner_text("#settings-problem").startswith("Seed: ") and _text(page) == story
+    page.fill("#seed", "3")
+    page.click("#write")
+    page.wait_for_selector(READY)
+    assert not page.is_visible("#settings-problem")
+
+
+def test_which_head_looks_most_at_what(page):
+    """Beside the weights themselves; and nothing is said of so few tokens that every head looks at each."""
+    page.fill("#most", "16")
+    _write(page)
+    page.wait_for_function("document.querySelector('#habits').textContent.includes('itself')")
+    rows = page.evaluate("() => explorer.heads.rows(0).slice(2).map((heads) => heads.map((row) => [...row]))")
+    shares = [np.mean([heads[head][-2] for heads in rows]) for head in (0, 1)]
+    best = int(np.argmax(shares))
+    share = page.evaluate("percent", shares[best])
+    assert f"on the previous token 1.{best + 1} ({share}), on the token itself" in page.inner_text("#habits")
+    page.fill("#prompt", "Once")
+    page.fill("#most", "1")
+    _write(page)
+    page.wait_for_function("document.querySelector('#habits').textContent.includes('10 tokens or more')")
+    assert page.locator("#heads b").count() == 0
+
+
+def test_what_is_beside_a_token_stays_on_the_screen(page):
+    """Above it where there is no room below."""
+    page.fill("#most", "25")
+    _write(page)
+    box = page.locator("#token-20").bounding_box()
+    page.set_viewport_size({"width": 1000, "height": int(box["y"] + 40)})
+    page.hover("#token-20")
+    page.wait_for_selector("#hover:not([hidden])")
+    beside = page.locator("#hover").bounding_box()
+    assert beside["y"] >= 0 and beside["y"] + beside["height"] <= page.viewport_size["height"]
+
+
+def test_line_ends_are_seen(page):
+    page.click("#read-tab")
+    page.fill("#given", "Once upon\na time")
+    page.click("#read")
+    page.wait_for_selector(READY)
+    ends = page.locator("#tokens .return")
+    assert ends.count() == 1
+    assert ends.evaluate("(one) => getComputedStyle(one, '::before').content") == '"↵"'
+
+
+def test_a_finger_is_shown_the_alternatives_and_the_way(browser, file):
+    page = browser.new_page(viewport={"width": 375, "height": 700}, has_touch=True)
+    _open(page, file[0])
+    page.tap("#token-2")
+    page.tap("#hover button:has-text('Look inside')")
+    page.wait_for_function("document.querySelector('#inside-title').getBoundingClientRect().top < 60")
+    assert page.inner_text("#inside-title").startswith("Token 2") and not page.is_visible("#hover")
+    page.close()
+
+
+@pytest.mark.parametrize("harm", ["half", "weights", "script"])
+def test_a_damaged_file_says_that_it_is(browser, file, tmp_path, harm):
+    """Guards against the browser's own words, and against "Opening the model" for ever."""
+    text = file[0].read_text(encoding="utf-8")
+    if harm == "half":
+        text = text[: len(text) // 2]
+    elif harm == "weights":
+        at = text.index('id="weights-1"') + 2000
+        text = text[:at] + ("A" if text[at] != "A" else "B") + text[at + 1 :]
+    else:
+        text = text.replace("class Explorer", "class Explored", 1)
+    (tmp_path / "page.html").write_text(text, encoding="utf-8")
+    page = browser.new_page()
+    page.goto((tmp_path / "page.html").as_uri())
+    page.wait_for_selector("text=This file is damaged or incomplete")
+    assert "Opening" not in page.inner_text("body") and "went wrong" not in page.inner_text("body")
+    page.close()

@@ -1,10 +1,13 @@
 // What the page's fields and buttons say, and the two tabs.
 
-// The settings of sampling, or null where a field has no valid number; the browser says which.
+const SETTINGS = ["temperature", "top_k", "top_p", "seed", "most"];
+
+// The settings of sampling, or null where a field has no valid number; which, and what the browser says of it, is shown.
 function settings_given() {
-  const fields = ["temperature", "top_k", "top_p", "seed", "most"].map($);
-  if (!fields.every((field) => field.value !== "" && field.reportValidity())) return null;
-  return Object.fromEntries(fields.map((field) => [field.id, field.valueAsNumber]));
+  const fields = SETTINGS.map($), wrong = fields.find((field) => !field.checkValidity());
+  $("settings-problem").hidden = !wrong;
+  $("settings-problem").textContent = wrong ? `${wrong.labels[0].textContent.trim()}: ${wrong.validationMessage}` : "";
+  return wrong ? null : Object.fromEntries(fields.map((field) => [field.id, field.valueAsNumber]));
 }
 
 // Tabs as the pattern of WAI-ARIA has them: a click, or arrow keys, choose one. chosen("write" or "read").

@@ -45,8 +45,7 @@ function decimals(number, digits) {
   return number.toLocaleString("en", { minimumFractionDigits: digits, maximumFractionDigits: digits });
 }
 
-// A table of bars. rows: [{ text, shares: [{ kind, share }], chosen, choose }]; the number is that of the first bar, or
-// of all where `numbers` says so.
+// A table of bars, each with its number. rows: [{ text, shares: [{ kind, share }], chosen, choose }].
 function bars(caption, rows) {
   const body = rows.map(({ text, shares, chosen, choose }) => {
     const said = shares.map(({ kind, share }) => `${kind} ${percent(share)}`).join(", ");
@@ -54,14 +53,13 @@ function bars(caption, rows) {
     const drawn = shares.map(({ kind, share }) => {
       const bar = element("div", { class: `bar ${kind}`, title: `${kind} ${percent(share)}` });
       bar.style.width = share > 0 ? `max(1px, ${100 * share}%)` : "0";
-      return bar;
+      return element("div", { class: "share" }, element("div", { class: "track" }, bar), element("span", { class: "number" }, percent(share)));
     });
     return element(
       "tr",
       { class: chosen && "chosen" },
       element("th", { scope: "row", title: text }, name),
       element("td", { "aria-hidden": "true" }, ...drawn),
-      element("td", { class: "number" }, percent(shares[0].share)),
     );
   });
   return element("table", { class: "bars", "aria-label": caption }, element("tbody", {}, ...body));

@@ -213,9 +213,10 @@ class Explorer {
 
   show_next() {
     const { reading, window, text } = this, settings = settings_given();
-    if (!window || !settings) return;
+    if (!window) return;
     const exact = this.exact?.truth[text.cursor], nats = this.exact?.nats[text.cursor] ?? null;
-    $("next-about").replaceChildren(...key_of(Boolean(exact), nats));
+    const away = nats === null ? "" : `. The model is ${nats.toFixed(4)} nats from it (KL divergence).`;
+    $("next-about").replaceChildren(...key_of({ after: settings, true: exact }), away);
     $("next").replaceChildren(next_of(this.model.lens(this.model.config.n_layers, window.column, window.cache), settings, exact, reading));
   }
 

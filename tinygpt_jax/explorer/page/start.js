@@ -1,7 +1,7 @@
 // Opening the page: its model, its listeners, and a first story.
 
 async function start() {
-  const explorer = (globalThis.explorer = new Explorer(JSON.parse($("facts").textContent)));
+  const explorer = (globalThis.explorer = new Explorer(facts_of($("facts").textContent)));
   const last = explorer.facts.checkpoints.length - 1;
   $("checkpoint").max = $("checkpoint").value = last;
   $("watch").hidden = last === 0;
@@ -15,15 +15,25 @@ async function start() {
   on("go-on", "click", () => explorer.go_on());
   on("read", "click", () => explorer.read());
   on("checkpoint", "input", () => explorer.watch($("checkpoint").valueAsNumber));
+  for (const id of SETTINGS) on(id, "change", () => settings_given());
   for (const id of ["temperature", "top_k", "top_p"]) on(id, "change", () => explorer.show_next());
   for (const button of document.querySelectorAll(".stop")) button.addEventListener("click", () => explorer.stop());
   matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => explorer.look());
   await explorer.write();
 }
 
+function facts_of(text) {
+  try {
+    return JSON.parse(text);
+  } catch {
+    throw new DamageError();
+  }
+}
+
 function complain(error) {
-  $("problem").textContent = `Something went wrong: ${error.message}`;
+  $("problem").textContent = error instanceof DamageError ? error.message : `Something went wrong: ${error.message}`;
   $("problem").hidden = false;
+  $("about").hidden = document.querySelector("main").hidden; // it would say for ever that the model is being opened
   console.error(error);
 }
 
