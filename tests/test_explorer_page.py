@@ -107,6 +107,7 @@ def used(browser, file):
 def page(used):
     """As it was opened."""
     used.set_viewport_size({"width": 1000, "height": 800})
+    used.evaluate("() => { explorer.stop(); explorer.story = new Story(); explorer.given = null; }")
     used.click("#write-tab")
     for name, value in {"prompt": "Once upon a time", "temperature": 0.8, "seed": 0, "most": 12, "given": ""}.items():
         used.evaluate("([name, value]) => { document.getElementById(name).value = value; }", [name, value])
@@ -349,12 +350,82 @@ def test_write_step_branch_and_the_way_back(page):
     tokens = page.evaluate("explorer.reading.tokenizer.decode_each(explorer.reading.tokens)")
     assert (
         f"“{tokens[9]}”" == chosen
-        and tokens[:9] == page.evaluate("explorer.tokenizer.decode_each(explorer.versions[0].tokens)")[:9]
+        and tokens[:9] == page.evaluate("explorer.tokenizer.decode_each(explorer.story.versions[0].tokens)")[:9]
     )
     page.click("#version-list li:nth-child(1) button")
     page.wait_for_selector("#version-list li:nth-child(1) [aria-current=true]")
     page.wait_for_selector(READY)
     assert _text(page) == other
+
+
+def _branch(page, place):
+    """Put the fourth likeliest token in a place."""
+    page.click(f"#token-{place}")
+    page.locator("#instead button").nth(3).click()
+    page.wait_for_selector(READY)
+
+
+STORIES = "explorer.story.versions.map(({ tokens }) => explorer.tokenizer.decode(tokens))"
+
+
+def test_quick_clicks_lose_nothing_of_a_version(page):
+    """Guards against keeping, as a version, what was read of it when the next was clicked."""
+    _write(page)
+    _branch(page, 6)
+    stories = page.evaluate(STORIES)
+    page.evaluate(
+        """() => { explorer.model.decode = function (...args) {
+          for (const began = performance.now(); performance.now() - began < 20; );
+          return GPT.prototype.decode.apply(this, args);
+        }; }"""
+    )
+    page.evaluate(
+        """async () => {
+          for (const version of [0, 1, 0, 1]) {
+            document.querySelectorAll("#version-list button")[version].click();
+            await new Promise((done) => setTimeout(done, 60));
+          }
+          delete explorer.model.decode;
+        }"""
+    )
+    page.wait_for_selector(READY)
+    assert page.evaluate(STORIES) == stories and _text(page) == stories[1] != stories[0]
+
+
+def test_what_was_made_outlives_the_slider_the_tabs_and_another_prompt(page):
+    """Only what Write alone has made makes room, because it can be written again."""
+    _write(page)
+    _branch(page, 6)
+    stories = page.evaluate(STORIES)
+    page.click("#read-tab")
+    page.fill("#given", "Once upon a time there was a cat")
+    page.click("#read")
+    page.wait_for_selector(READY)
+    _slide(page, "ArrowLeft")
+    page.click("#write-tab")
+    page.wait_for_selector(READY)
+    assert _text(page) == stories[1] and page.is_visible("#inside")
+    page.click("#version-list li:nth-child(1) button")
+    page.wait_for_selector(READY)
+    assert _text(page) == stories[0]
+    _slide(page, "ArrowRight")
+    assert page.evaluate(STORIES)[:2] == stories and page.evaluate("explorer.story.number") == 2
+    page.fill("#prompt", "One day")
+    page.click("#step")
+    page.wait_for_selector(READY)
+    assert page.evaluate(STORIES)[:2] == stories and _text(page).startswith("One day")
+    page.click("#read-tab")
+    page.wait_for_selector(READY)
+    _branch(page, 3)
+    assert page.evaluate(STORIES)[:2] == stories
+    assert "Once upon a time there was a cat" in page.evaluate(STORIES) and page.is_visible("#prompt")
+
+
+def _slide(page, key):
+    page.evaluate("document.getElementById('tokens').setAttribute('aria-busy', 'true')")
+    page.focus("#checkpoint")
+    page.keyboard.press(key)
+    page.wait_for_selector(READY)
 
 
 def _write(page):
@@ -430,15 +501,10 @@ def test_the_slider_shows_the_same_prompt_at_each_checkpoint(page):
     page.fill("#most", "15")
     late = _write(page)
     assert "after 7 updates, validation loss 6.500" in page.inner_text("#checkpoint-said")
-    page.evaluate("document.getElementById('tokens').setAttribute('aria-busy', 'true')")
-    page.focus("#checkpoint")
-    page.keyboard.press("ArrowLeft")
-    page.wait_for_selector(READY)
+    _slide(page, "ArrowLeft")
     assert page.inner_text("#checkpoint-said") == "after 0 updates"
     early = _text(page)
-    page.evaluate("document.getElementById('tokens').setAttribute('aria-busy', 'true')")
-    page.keyboard.press("ArrowRight")
-    page.wait_for_selector(READY)
+    _slide(page, "ArrowRight")
     assert early.startswith("Once upon a time") and early != late and _text(page) == late
 
 
@@ -456,3 +522,143 @@ def test_the_storyteller_stands_beside_the_model(page):
     page.fill("#given", story.replace("named", "called"))
     page.click("#read")
     page.wait_for_selector("#figures:has-text('would never say this')", timeout=60_000)
+    before = page.evaluate("(text) => explorer.tokenizer.encode(text).length", story[: story.index(" named")])
+    assert page.locator("#tokens .never").all_inner_texts() == [" called"]
+    assert page.locator("#tokens .never").get_attribute("id") == f"token-{before + 1}"
+    known = page.evaluate("explorer.exact.nats")
+    mean = sum(known) / (before + 1)
+    said = f"from token {before + 1} on, which is marked), divergence from it {mean:.4f} nats per token over the"
+    assert f"{said} {before + 1} tokens until then" in page.inner_text("#figures")
+
+
+def test_the_storyteller_stops_where_it_has_nothing_to_say(page):
+    """Guards against asking it at every further place, which froze the page on a long text."""
+    page.evaluate(
+        """() => { globalThis.asked = 0; explorer.storyteller.next_token = function (...args) {
+          asked++;
+          return Storyteller.prototype.next_token.apply(this, args);
+        }; }"""
+    )
+    page.click("#read-tab")
+    page.fill("#given", "Once upon a cat. " * 20)
+    page.click("#read")
+    page.wait_for_selector("#figures:has-text('would never say this')", timeout=60_000)
+    page.evaluate("() => { delete explorer.storyteller.next_token; }")
+    assert page.evaluate("asked") == page.evaluate("explorer.exact.never") < 6
+
+
+def test_nothing_is_shown_of_a_token_that_the_model_does_not_see(page):
+    page.fill("#prompt", "Once upon a time, there was a cat. " * 5)
+    page.fill("#most", "3")
+    _write(page)
+    page.click("#token-1")
+    assert "before what the model sees" in page.inner_text("#inside-title")
+    assert not page.is_visible("#instead") and not page.is_visible("#next") and not page.is_visible("#heads")
+    page.click("#tokens span:last-child")
+    page.wait_for_selector("#panels:not([hidden]) #instead button")
+
+
+def test_an_empty_text_leaves_no_cursor_behind(page):
+    """Where nobody has moved it, it stands at what surprised most."""
+    page.evaluate("() => { explorer.text.moved = false; }")
+    page.click("#read-tab")
+    for text in ("", "Once upon a time, there was a dog"):
+        page.fill("#given", text)
+        page.click("#read")
+        page.wait_for_selector(READY)
+    surprise = page.evaluate("argmax(explorer.reading.nats.map((nats) => nats ?? 0))")
+    assert page.evaluate("explorer.text.cursor") == surprise > 0
+
+
+def test_both_distributions_have_a_number_and_a_name(page):
+    """Also in what is shown beside a token."""
+    page.evaluate("() => { explorer.text.moved = false; }")
+    _write(page)
+    page.wait_for_function("explorer.exact && explorer.exact.truth.length > 2")
+    page.click("#token-2")
+    truth, model = page.evaluate("[explorer.exact.truth[1].get(explorer.reading.tokens[2]), explorer.reading.nats[2]]")
+    page.wait_for_selector("#instead .key.true")
+    row = page.locator("#instead tr.chosen .number").all_inner_texts()
+    assert row == page.evaluate("(shares) => shares.map(percent)", [math.exp(-model), truth])
+    page.hover("#token-2")
+    page.wait_for_selector("#hover .key.true")
+    assert page.locator("#next tr:first-child .number").count() == 3
+
+
+def test_a_field_without_a_number_is_named(page):
+    story = _write(page)
+    page.fill("#seed", "")
+    page.click("#write")
+    assert page.inner_text("#settings-problem").startswith("Seed: ") and _text(page) == story
+    page.fill("#seed", "3")
+    page.click("#write")
+    page.wait_for_selector(READY)
+    assert not page.is_visible("#settings-problem")
+
+
+def test_which_head_looks_most_at_what(page):
+    """Beside the weights themselves; and nothing is said of so few tokens that every head looks at each."""
+    page.fill("#most", "16")
+    _write(page)
+    page.wait_for_function("document.querySelector('#habits').textContent.includes('itself')")
+    rows = page.evaluate("() => explorer.heads.rows(0).slice(2).map((heads) => heads.map((row) => [...row]))")
+    shares = [np.mean([heads[head][-2] for heads in rows]) for head in (0, 1)]
+    best = int(np.argmax(shares))
+    share = page.evaluate("percent", shares[best])
+    assert f"on the previous token 1.{best + 1} ({share}), on the token itself" in page.inner_text("#habits")
+    page.fill("#prompt", "Once")
+    page.fill("#most", "1")
+    _write(page)
+    page.wait_for_function("document.querySelector('#habits').textContent.includes('10 tokens or more')")
+    assert page.locator("#heads b").count() == 0
+
+
+def test_what_is_beside_a_token_stays_on_the_screen(page):
+    """Above it where there is no room below."""
+    page.fill("#most", "25")
+    _write(page)
+    box = page.locator("#token-20").bounding_box()
+    page.set_viewport_size({"width": 1000, "height": int(box["y"] + 40)})
+    page.hover("#token-20")
+    page.wait_for_selector("#hover:not([hidden])")
+    beside = page.locator("#hover").bounding_box()
+    assert beside["y"] >= 0 and beside["y"] + beside["height"] <= page.viewport_size["height"]
+
+
+def test_line_ends_are_seen(page):
+    page.click("#read-tab")
+    page.fill("#given", "Once upon\na time")
+    page.click("#read")
+    page.wait_for_selector(READY)
+    ends = page.locator("#tokens .return")
+    assert ends.count() == 1
+    assert ends.evaluate("(one) => getComputedStyle(one, '::before').content") == '"↵"'
+
+
+def test_a_finger_is_shown_the_alternatives_and_the_way(browser, file):
+    page = browser.new_page(viewport={"width": 375, "height": 700}, has_touch=True)
+    _open(page, file[0])
+    page.tap("#token-2")
+    page.tap("#hover button:has-text('Look inside')")
+    page.wait_for_function("document.querySelector('#inside-title').getBoundingClientRect().top < 60")
+    assert page.inner_text("#inside-title").startswith("Token 2") and not page.is_visible("#hover")
+    page.close()
+
+
+@pytest.mark.parametrize("harm", ["half", "weights", "script"])
+def test_a_damaged_file_says_that_it_is(browser, file, tmp_path, harm):
+    """Guards against the browser's own words, and against "Opening the model" for ever."""
+    text = file[0].read_text(encoding="utf-8")
+    if harm == "half":
+        text = text[: len(text) // 2]
+    elif harm == "weights":
+        at = text.index('id="weights-1"') + 2000
+        text = text[:at] + ("A" if text[at] != "A" else "B") + text[at + 1 :]
+    else:
+        text = text.replace("class Explorer", "class Explored", 1)
+    (tmp_path / "page.html").write_text(text, encoding="utf-8")
+    page = browser.new_page()
+    page.goto((tmp_path / "page.html").as_uri())
+    page.wait_for_selector("text=This file is damaged or incomplete")
+    assert "Opening" not in page.inner_text("body") and "went wrong" not in page.inner_text("body")
+    page.close()

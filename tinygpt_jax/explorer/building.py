@@ -26,7 +26,8 @@ from tinygpt_jax.training.checkpoint import Run
 MOST_BYTES = 64 * 10**6  # of a page: larger ones take long to open, on a phone for ever
 _PAGE = Path(__file__).with_name("page")
 _SCRIPTS = (  # in the order of who needs whom
-    "functional model sampling tokenizer weights storyteller reading elements text heads inside controls main"
+    "functional model sampling tokenizer weights storyteller reading story "
+    "elements text heads inside controls main start"
 ).split()
 
 
@@ -60,11 +61,13 @@ def write_explorer(runs: Sequence[Run], losses: Mapping[int, float | None], path
     data += [_data(f"weights-{number}", text) for number, (_, text) in enumerate(packed)]
     # Of the file's text nothing but the checksum is known to the policy, so what is between the tags is not changed.
     script = "\n" + '"use strict";\n' + "\n".join(_read(f"{name}.js") for name in _SCRIPTS)
-    style = "\n" + _read("style.css")
+    whole, style = "\n" + _read("whole.js"), "\n" + _read("style.css")
     page = Template(_read("page.html")).substitute(
         script=script,
+        whole=whole,
         style=style,
         script_hash=_hash(script),
+        whole_hash=_hash(whole),
         style_hash=_hash(style),
         data="\n".join(data),
         title=html.escape(f"Inside a model that learned from {facts['source']}"),

@@ -1,10 +1,13 @@
 // What the page's fields and buttons say, and the two tabs.
 
-// The settings of sampling, or null where a field has no valid number; the browser says which.
+const SETTINGS = ["temperature", "top_k", "top_p", "seed", "most"];
+
+// The settings of sampling, or null where a field has no valid number; which, and what the browser says of it, is shown.
 function settings_given() {
-  const fields = ["temperature", "top_k", "top_p", "seed", "most"].map($);
-  if (!fields.every((field) => field.value !== "" && field.reportValidity())) return null;
-  return Object.fromEntries(fields.map((field) => [field.id, field.valueAsNumber]));
+  const fields = SETTINGS.map($), wrong = fields.find((field) => !field.checkValidity());
+  $("settings-problem").hidden = !wrong;
+  $("settings-problem").textContent = wrong ? `${wrong.labels[0].textContent.trim()}: ${wrong.validationMessage}` : "";
+  return wrong ? null : Object.fromEntries(fields.map((field) => [field.id, field.valueAsNumber]));
 }
 
 // Tabs as the pattern of WAI-ARIA has them: a click, or arrow keys, choose one. chosen("write" or "read").
@@ -47,15 +50,16 @@ function figures_of(reading, exact) {
   const nats = sum(predicted.map((place) => reading.nats[place]));
   const bytes = sum(predicted.map((place) => reading.tokenizer.bytes(reading.tokens[place]).length));
   const loss = nats / predicted.length;
-  const said = [`${count(predicted.length)} tokens`, `${loss.toFixed(3)} nats per token`, `perplexity ${Math.exp(loss).toFixed(2)}`];
+  const said = [many(predicted.length, "token"), `${loss.toFixed(3)} nats per token`, `perplexity ${decimals(Math.exp(loss), 2)}`];
   if (bytes) said.push(`${(nats / Math.LN2 / bytes).toFixed(3)} bits per byte`);
   if (exact) {
-    const own = predicted.map((place) => -Math.log(exact.truth[place - 1]?.get(reading.tokens[place]) ?? 0));
-    const never = own.findIndex((value) => value === Infinity);
-    if (never < 0) said.push(`the storyteller's own probabilities: ${(sum(own) / own.length).toFixed(3)} nats per token`);
-    else said.push(`the storyteller would never say this (from token ${predicted[never]} on)`);
-    const known = exact.nats.filter((value) => value !== null);
-    if (known.length) said.push(`divergence from it ${(sum(known) / known.length).toFixed(4)} nats per token`);
+    const { truth, never } = exact, known = exact.nats.filter((value) => value !== null);
+    if (never === null) {
+      const own = predicted.map((place) => -Math.log(truth[place - 1].get(reading.tokens[place])));
+      said.push(`the storyteller's own probabilities: ${(sum(own) / own.length).toFixed(3)} nats per token`);
+    } else said.push(`the storyteller would never say this (from token ${never} on, which is marked)`);
+    const until = never === null ? "" : ` over the ${many(known.length, "token")} until then`;
+    if (known.length) said.push(`divergence from it ${(sum(known) / known.length).toFixed(4)} nats per token${until}`);
   }
   return said.join(", ");
 }

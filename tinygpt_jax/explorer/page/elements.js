@@ -24,6 +24,11 @@ function quoted(text) {
   return text === "" ? "⟨end⟩" : `“${text.replaceAll("\n", "↵").replaceAll("\t", "⇥")}”`;
 }
 
+function shortened(text) {
+  const letters = [...text];
+  return letters.length > 40 ? `${letters.slice(0, 39).join("")}…` : text;
+}
+
 function percent(share) {
   return share >= 0.9995 ? "100%" : `${(100 * share).toFixed(share >= 0.0995 ? 1 : 2)}%`;
 }
@@ -32,8 +37,15 @@ function count(number) {
   return number.toLocaleString("en");
 }
 
-// A table of bars. rows: [{ text, shares: [{ kind, share }], chosen, choose }]; the number is that of the first bar, or
-// of all where `numbers` says so.
+function many(number, noun) {
+  return `${count(number)} ${noun}${number === 1 ? "" : "s"}`;
+}
+
+function decimals(number, digits) {
+  return number.toLocaleString("en", { minimumFractionDigits: digits, maximumFractionDigits: digits });
+}
+
+// A table of bars, each with its number. rows: [{ text, shares: [{ kind, share }], chosen, choose }].
 function bars(caption, rows) {
   const body = rows.map(({ text, shares, chosen, choose }) => {
     const said = shares.map(({ kind, share }) => `${kind} ${percent(share)}`).join(", ");
@@ -41,14 +53,13 @@ function bars(caption, rows) {
     const drawn = shares.map(({ kind, share }) => {
       const bar = element("div", { class: `bar ${kind}`, title: `${kind} ${percent(share)}` });
       bar.style.width = share > 0 ? `max(1px, ${100 * share}%)` : "0";
-      return bar;
+      return element("div", { class: "share" }, element("div", { class: "track" }, bar), element("span", { class: "number" }, percent(share)));
     });
     return element(
       "tr",
       { class: chosen && "chosen" },
       element("th", { scope: "row", title: text }, name),
       element("td", { "aria-hidden": "true" }, ...drawn),
-      element("td", { class: "number" }, percent(shares[0].share)),
     );
   });
   return element("table", { class: "bars", "aria-label": caption }, element("tbody", {}, ...body));

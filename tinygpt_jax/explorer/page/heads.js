@@ -1,5 +1,8 @@
 // Who looks at whom: a small picture of each head, and a large one.
 
+const MARKED = 0.5; // of a head's weight
+const FEWEST_ROWS = 8;
+
 class HeadsView {
   constructor() {
     this.chosen = null; // { layer, head }
@@ -17,6 +20,7 @@ class HeadsView {
     $("heads").style.gridTemplateColumns = `repeat(${columns}, minmax(0, 1fr))`;
     const focused = document.activeElement?.dataset?.head;
     $("heads").replaceChildren(...buttons);
+    $("habits").textContent = this.most();
     if (focused) $("heads").querySelector(`[data-head="${focused}"]`)?.focus();
     this.large();
   }
@@ -41,15 +45,33 @@ class HeadsView {
     return this.window.cache.layers[layer].weights.slice(0, this.window.cache.length);
   }
 
-  // What a head looks at with more than half of its weight, on average over the tokens that have a choice.
+  // What a head looks at with more than half of its weight, on average.
   habit(layer, head) {
-    return this.habits(layer, head).find(({ share }) => share > 0.5) ?? null;
+    return this.habits(layer, head).find(({ share }) => share > MARKED) ?? null;
   }
 
+  // Which head does most of each habit.
+  most() {
+    const { n_layers, n_heads } = this.config, heads = [];
+    for (let layer = 0; layer < n_layers; layer++) {
+      for (let head = 0; head < n_heads; head++) heads.push({ name: `${layer + 1}.${head + 1}`, habits: this.habits(layer, head) });
+    }
+    const kinds = heads[0].habits;
+    if (!kinds.length) return `What a head looks at on average is said of ${FEWEST_ROWS + 2} tokens or more.`;
+    const said = kinds.map(({ name }, kind) => {
+      const best = heads.reduce((one, other) => (other.habits[kind].share > one.habits[kind].share ? other : one));
+      return `on ${name} ${best.name} (${percent(best.habits[kind].share)})`;
+    });
+    const marked = heads.some(({ habits }) => habits.some(({ share }) => share > MARKED));
+    const key = marked ? " A mark at a head: more than half." : "";
+    return `On average over the text, the head that looks most ${said.join(", ")}.${key}`;
+  }
+
+  // The shares of its weight, averaged over the tokens that have a choice; none where these are too few to mean anything.
   habits(layer, head) {
     const rows = this.rows(layer).slice(2);
     const mean = (weight) => rows.reduce((sum, heads) => sum + weight(heads[head]), 0) / rows.length;
-    if (!rows.length) return [];
+    if (rows.length < FEWEST_ROWS) return [];
     return [
       { name: "the previous token", mark: "previous", share: mean((row) => row[row.length - 2]) },
       { name: "the token itself", mark: "itself", share: mean((row) => row[row.length - 1]) },

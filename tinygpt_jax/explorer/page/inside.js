@@ -14,19 +14,20 @@ function alternatives_of(place, { reading, truth, choose }) {
     chosen: one.token === token,
     choose: () => choose(place, one.token),
   }));
-  return bars(`What could stand in place of ${name_of(token, reading)}`, rows);
+  const table = bars(`What could stand in place of ${name_of(token, reading)}`, rows);
+  return exact ? element("div", {}, element("p", { class: "soft" }, ...key_of({ true: exact })), table) : table;
 }
 
-// Probabilities of the token after `place`: the model's, those left by the rules of sampling, and the exact ones.
+// Probabilities of the next token: the model's, those left by the rules of sampling, and the exact ones; null for none.
 function next_of(logits, settings, exact, reading) {
-  const before = softmax(logits), after = softmax(after_rules(logits, settings));
+  const before = softmax(logits), after = settings && softmax(after_rules(logits, settings));
   const tokens = new Set(largest_few(before, ALTERNATIVES).map(({ token }) => token));
   for (const token of exact ? largest_few_of(exact, ALTERNATIVES) : []) tokens.add(token);
   const rows = [...tokens]
     .sort((one, other) => before[other] - before[one])
     .map((token) => ({
       text: name_of(token, reading),
-      shares: shares({ model: before[token], after: after[token], true: exact && (exact.get(token) ?? 0) }),
+      shares: shares({ model: before[token], after: after?.[token], true: exact && (exact.get(token) ?? 0) }),
     }));
   return bars("Probabilities of the next token", rows);
 }
@@ -45,7 +46,7 @@ function lens_of({ cache, column }, reading) {
 }
 
 function shares(by_kind) {
-  return Object.entries(by_kind).flatMap(([kind, share]) => (share === undefined ? [] : [{ kind, share }]));
+  return Object.entries(by_kind).flatMap(([kind, share]) => (share == null ? [] : [{ kind, share }]));
 }
 
 function largest_few_of(distribution, most) {
@@ -56,11 +57,10 @@ function name_of(token, reading) {
   return token === reading.tokenizer.end_of_text ? quoted("") : quoted(reading.tokenizer.decode([token]));
 }
 
-// What the bars mean, in words and colours.
-function key_of(has_truth, nats) {
+// What the bars mean, in words and colours. kinds: those that are shown besides the model's.
+function key_of(kinds) {
   const parts = [element("span", { class: "key model" }), "the model"];
-  parts.push(element("span", { class: "key after" }), "after temperature, top-k and top-p");
-  if (has_truth) parts.push(element("span", { class: "key true" }), "the storyteller's own");
-  if (nats !== null) parts.push(`. The model is ${nats.toFixed(4)} nats from it (KL divergence).`);
+  if (kinds.after) parts.push(element("span", { class: "key after" }), "after temperature, top-k and top-p");
+  if (kinds.true) parts.push(element("span", { class: "key true" }), "the storyteller's own");
   return parts;
 }

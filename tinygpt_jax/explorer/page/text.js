@@ -5,8 +5,12 @@ const MOST_NATS = 6; // what is shown in full colour
 class TextView {
   // chosen(place): the cursor was moved there. alternatives(place): an element to show beside a token.
   constructor(box, hover, chosen, alternatives) {
-    Object.assign(this, { box, hover, chosen, alternatives, spans: [], cursor: null });
-    box.addEventListener("click", (event) => this.choose(this.place_of(event.target)));
+    Object.assign(this, { box, hover, chosen, alternatives, spans: [], cursor: null, moved: false });
+    box.addEventListener("click", (event) => {
+      const place = this.place_of(event.target);
+      this.choose(place);
+      if (event.pointerType && event.pointerType !== "mouse") this.point_at(place, true);
+    });
     box.addEventListener("keydown", (event) => this.key(event));
     box.addEventListener("pointerover", (event) => {
       if (event.pointerType === "mouse") this.point_at(this.place_of(event.target));
@@ -14,6 +18,7 @@ class TextView {
     for (const part of [box, hover]) part.addEventListener("pointerleave", () => this.hide_soon());
     hover.addEventListener("pointerenter", () => clearTimeout(this.hiding));
     document.addEventListener("keydown", (event) => event.key === "Escape" && this.hide());
+    document.addEventListener("click", ({ target }) => !box.contains(target) && !hover.contains(target) && this.hide());
   }
 
   // Bring the spans up to what was read; those that say the same are left alone, because a story is shown as it grows.
@@ -27,12 +32,24 @@ class TextView {
       const text = token === tokenizer.end_of_text ? (place === 0 ? "⊢" : "∎") : pieces[place] || "·";
       shown.textContent = text;
       shown.className = token === tokenizer.end_of_text || !pieces[place] ? "mute" : expected[place] ? "" : "unread";
+      shown.classList.toggle("return", pieces[place].includes("\n"));
       shade(shown, nats[place] === null ? 0 : nats[place] / MOST_NATS);
       const name = token !== tokenizer.end_of_text ? quoted(text) : place === 0 ? "the beginning" : "the end";
       const surprise = nats[place] === null ? "not predicted" : `${nats[place].toFixed(2)} nats`;
       shown.setAttribute("aria-label", `${name}, ${surprise}`);
     });
+    this.mark(null);
     if (this.cursor >= tokens.length) this.cursor = null;
+    if (this.cursor === null) this.moved = false;
+  }
+
+  // Mark the token that the storyteller would never say, if there is one.
+  mark(place) {
+    for (const shown of this.spans) {
+      const never = shown === this.spans[place];
+      shown.classList.toggle("never", never);
+      shown.title = never ? "The storyteller would never say this here" : "";
+    }
   }
 
   add(place) {
@@ -42,8 +59,10 @@ class TextView {
     return made;
   }
 
-  choose(place) {
+  // moved: by somebody, and not by the page.
+  choose(place, moved = true) {
     if (place === null || !this.spans[place]) return;
+    this.moved = moved;
     this.spans[this.cursor]?.setAttribute("aria-selected", "false");
     this.cursor = place;
     this.spans[place].setAttribute("aria-selected", "true");
@@ -89,15 +108,24 @@ class TextView {
     return place < 0 ? null : place;
   }
 
-  point_at(place) {
+  // Show the alternatives beside a token: below it, or above where there is more room. Who touches the screen sees
+  // nothing else change, and is shown the way to what is below.
+  point_at(place, touched = false) {
     clearTimeout(this.hiding);
     const beside = place === null ? null : this.alternatives(place);
-    if (!beside) return this.hide_soon();
-    this.hover.replaceChildren(element("b", {}, this.spans[place].getAttribute("aria-label")), beside);
+    if (place === null || !(beside || touched)) return this.hide_soon();
+    const down = () => {
+      this.hide();
+      $("inside").scrollIntoView();
+    };
+    const way = touched ? [element("button", { click: down }, "Look inside")] : [];
+    this.hover.replaceChildren(element("b", {}, this.spans[place].getAttribute("aria-label")), beside ?? "", ...way);
     this.hover.hidden = false;
-    const rect = this.spans[place].getClientRects()[0], room = document.documentElement.clientWidth;
-    this.hover.style.left = `${Math.max(8, Math.min(rect.left, room - this.hover.offsetWidth - 8)) + scrollX}px`;
-    this.hover.style.top = `${rect.bottom + scrollY}px`;
+    const rect = this.spans[place].getClientRects()[0], { clientWidth, clientHeight } = document.documentElement;
+    const { offsetWidth, offsetHeight } = this.hover, below = clientHeight - rect.bottom;
+    const top = below < offsetHeight && rect.top > below ? rect.top - offsetHeight : rect.bottom;
+    this.hover.style.left = `${Math.max(8, Math.min(rect.left, clientWidth - offsetWidth - 8)) + scrollX}px`;
+    this.hover.style.top = `${Math.max(0, top + scrollY)}px`;
   }
 
   hide_soon() {

@@ -1,5 +1,11 @@
 // The parameters of a checkpoint, from the text in the page that weights.py wrote.
 
+class DamageError extends Error {
+  constructor() {
+    super("This file is damaged or incomplete: copy or download it again, or make it again with experiments.explorer.");
+  }
+}
+
 // text: gzip in base64. parameters: [{ name, shape, dtype }] in the order of the bytes. Returns a Map of float32 arrays.
 async function unpack(text, parameters) {
   const bytes = await gunzip(text), params = new Map();
@@ -20,15 +26,20 @@ async function unpack(text, parameters) {
       at += 2 * size;
     }
   }
-  if (at !== bytes.length) throw new Error(`the weights have ${bytes.length} bytes and not ${at}: the page is damaged`);
+  if (at !== bytes.length) throw new DamageError();
   return params;
 }
 
 async function gunzip(text) {
-  const letters = atob(text), packed = new Uint8Array(letters.length);
-  for (let i = 0; i < letters.length; i++) packed[i] = letters.charCodeAt(i);
-  const stream = new Blob([packed]).stream().pipeThrough(new DecompressionStream("gzip"));
-  return new Uint8Array(await new Response(stream).arrayBuffer());
+  try {
+    const letters = atob(text), packed = new Uint8Array(letters.length);
+    for (let i = 0; i < letters.length; i++) packed[i] = letters.charCodeAt(i);
+    const stream = new Blob([packed]).stream().pipeThrough(new DecompressionStream("gzip"));
+    return new Uint8Array(await new Response(stream).arrayBuffer());
+  } catch (error) {
+    console.error(error);
+    throw new DamageError(); // the browser's own words are of base64, or of a fetch that failed
+  }
 }
 
 // What each of the 65,536 patterns of float16 means (IEEE 754-2008): sign, five bits of exponent, ten of fraction.
