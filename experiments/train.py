@@ -80,8 +80,13 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f"The run as a page: {write_report(arguments.workdir)}")
         saved = saved_config(arguments.workdir)
         if saved and fits(saved.model):
-            where = shlex.join(["--workdir", str(arguments.workdir), "--to", str(arguments.workdir / "explorer.html")])
-            print(f"A page to look into the model: python -m experiments.explorer {where}")
+            print(f"A page to look into the model: {explorer_command(arguments.workdir, saved)}")
+
+
+def explorer_command(workdir: Path, config: Config) -> str:
+    """What makes the page of a run, with the slider where checkpoints of the whole run were kept for it."""
+    words = ["python", "-m", "experiments.explorer", "--workdir", str(workdir), "--to", str(workdir / "explorer.html")]
+    return shlex.join([*words, *(["--checkpoints", "all"] if config.training.checkpoints == "all" else [])])
 
 
 def parse(argv: Sequence[str] | None = None) -> tuple[Arguments, str]:

@@ -6,6 +6,7 @@ import gzip
 import hashlib
 import os
 import re
+import shutil
 from pathlib import Path
 
 import jax
@@ -13,13 +14,14 @@ import numpy as np
 import pytest
 
 from experiments import explorer
+from experiments.train import explorer_command
 from tests.test_experiments import save_run
 from tinygpt_jax import explorer as explorer_package
-from tinygpt_jax.config import DataConfig, ModelConfig
+from tinygpt_jax.config import Config, DataConfig, ModelConfig
 from tinygpt_jax.errors import UsageError, UserError
 from tinygpt_jax.explorer import building, fits, write_explorer
 from tinygpt_jax.explorer.weights import letters, pack, rounded
-from tinygpt_jax.runs.checkpoint_files import checkpoints
+from tinygpt_jax.runs.checkpoint_files import Checkpoint, checkpoints, write_manifest
 from tinygpt_jax.tokenizer import compact
 from tinygpt_jax.training.checkpoint import open_all, open_run
 
@@ -109,8 +111,11 @@ def test_what_float16_cannot_hold_is_refused(folder):
 
 def test_a_model_too_large_is_refused_before_any_work(folder, tmp_path, monkeypatch):
     run = open_run(folder)
-    monkeypatch.setattr(building, "MOST_BYTES", 20_000)
-    with pytest.raises(UserError, match=r"more than .* MB .*: --weights int8 makes it .* MB; a single checkpoint"):
+    monkeypatch.setattr(building, "MOST_BYTES", 1_000)
+    with pytest.raises(UserError, match=r"more than .* MB .*: experiments.generate and docs/library.md look"):
+        write_explorer([run, run], {}, tmp_path / "page.html")  # nor would int8 or one of them fit
+    monkeypatch.setattr(building, "MOST_BYTES", int(2.5 * letters(run.config.model, "int8")))
+    with pytest.raises(UserError, match=r"--weights int8 makes it .* MB; a single checkpoint"):
         write_explorer([run, run], {}, tmp_path / "page.html")
     assert list(tmp_path.iterdir()) == []
 
@@ -133,6 +138,40 @@ def test_no_run_is_said_in_one_line(tmp_path):
     for which in ("best", "all"):
         with pytest.raises(UserError, match="train first with"):
             explorer.main(["--workdir", str(tmp_path), "--to", str(tmp_path / "x.html"), "--checkpoints", which])
+
+
+def test_as_many_checkpoints_as_fit_are_shown(folder, tmp_path, monkeypatch, capsys):
+    """The first and the last among them, and it is said how many."""
+    run = tmp_path / "run"
+    shutil.copytree(folder, run)
+    for step in (1, 2, 40):
+        _copy_checkpoint(run, step)
+    size = letters(open_run(run).config.model, "float16")
+    for room, steps in {3.5: "0, 2, 40", 1.5: "40", 9: "0, 1, 2, 40"}.items():
+        monkeypatch.setattr(building, "MOST_BYTES", room * size)
+        explorer.main(["--workdir", str(run), "--to", str(tmp_path / "x.html"), "--checkpoints", "all"])
+        out = capsys.readouterr().out
+        assert f"the model after {steps} updates" in out
+        said = f"{len(steps.split())} of 4 checkpoints: a page holds no more of this model in float16\n"
+        assert out.startswith(said) == (room < 4)
+
+
+def _copy_checkpoint(run, step):
+    """What the run's first checkpoint holds, as that after so many steps."""
+    saved = Checkpoint.of(run, step)
+    shutil.copytree(Checkpoint.of(run, 0).folder, saved.folder)
+    progress = dataclasses.replace(Checkpoint.of(run, 0).progress(), step=step)
+    (saved.folder / "progress.json").write_text(progress.to_json())
+    write_manifest(saved.folder)
+
+
+def test_training_names_the_command_that_shows_what_it_kept():
+    config = Config()
+    assert explorer_command(Path("a b"), config) == (
+        "python -m experiments.explorer --workdir 'a b' --to 'a b/explorer.html'"
+    )
+    kept = dataclasses.replace(config, training=dataclasses.replace(config.training, checkpoints="all"))
+    assert explorer_command(Path("runs"), kept).endswith("--to runs/explorer.html --checkpoints all")
 
 
 def test_all_checkpoints_are_opened_in_order(tmp_path, folder):

@@ -77,19 +77,19 @@ def write_explorer(runs: Sequence[Run], losses: Mapping[int, float | None], path
     return len(content)
 
 
-def fits(config: ModelConfig) -> bool:
-    """Whether a page of one checkpoint of such a model is of a size that `write_explorer` writes."""
-    return letters(config, "float16") <= MOST_BYTES
+def fits(config: ModelConfig, form: Form = "float16") -> int:
+    """How many checkpoints of such a model a page of `write_explorer` holds; 0 where the model is too large."""
+    return int(MOST_BYTES // letters(config, form))
 
 
 def _check_size(runs: Sequence[Run], form: Form) -> None:
-    size = sum(letters(run.config.model, form) for run in runs)
-    if size <= MOST_BYTES:
+    model = runs[-1].config.model
+    if len(runs) <= fits(model, form):
         return
-    remedies = []
-    if form == "float16":
+    size, remedies = len(runs) * letters(model, form), []
+    if form == "float16" and len(runs) <= fits(model, "int8"):
         remedies.append(f"--weights int8 makes it {size / 2e6:,.0f} MB")
-    if len(runs) > 1:
+    if len(runs) > 1 and fits(model, form):
         remedies.append(f"a single checkpoint {size / len(runs) / 1e6:,.0f} MB")
     remedies.append("experiments.generate and docs/library.md look into models of any size")
     limit = f"more than the {MOST_BYTES / 1e6:.0f} MB that browsers open well"

@@ -14,7 +14,7 @@ eight-digit name is complete; the manifest tells whether it has been damaged sin
 import logging
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -88,16 +88,17 @@ def open_run(workdir: Path, which: Literal["best", "last"] = "best") -> Run:
 
 
 @while_it_trains
-def open_all(workdir: Path) -> list[Run]:
-    """Every checkpoint of a run as `open_run` loads one, from first to last.
+def open_all(workdir: Path, steps: Collection[int] | None = None) -> list[Run]:
+    """Every checkpoint of a run as `open_run` loads one, from first to last, or those after so many steps.
 
     Raises:
         UserError: as `open_run`.
     """
     opened = []
     for saved in checkpoints(workdir):
-        with _passing_over_damage():
-            opened.append(_open(saved))
+        if steps is None or saved.step in steps:
+            with _passing_over_damage():
+                opened.append(_open(saved))
     return opened or [open_run(workdir)]  # which says what is wrong
 
 
