@@ -574,13 +574,14 @@ def test_both_distributions_have_a_number_and_a_name(page):
     """Also in what is shown beside a token."""
     page.evaluate("() => { explorer.text.moved = false; }")
     _write(page)
-    page.wait_for_function("explorer.exact && explorer.exact.truth.length > 2")
-    page.click("#token-2")
-    truth, model = page.evaluate("[explorer.exact.truth[1].get(explorer.reading.tokens[2]), explorer.reading.nats[2]]")
+    page.wait_for_selector("#figures:has-text('storyteller')")
+    page.click("#token-1")
+    truth, model = page.evaluate("[explorer.exact.truth[0].get(explorer.reading.tokens[1]), explorer.reading.nats[1]]")
     page.wait_for_selector("#instead .key.true")
+    assert 0.01 < truth < 0.99
     row = page.locator("#instead tr.chosen .number").all_inner_texts()
     assert row == page.evaluate("(shares) => shares.map(percent)", [math.exp(-model), truth])
-    page.hover("#token-2")
+    page.hover("#token-1")
     page.wait_for_selector("#hover .key.true")
     assert page.locator("#next tr:first-child .number").count() == 3
 
@@ -600,16 +601,16 @@ def test_which_head_looks_most_at_what(page):
     """Beside the weights themselves; and nothing is said of so few tokens that every head looks at each."""
     page.fill("#most", "16")
     _write(page)
-    page.wait_for_function("document.querySelector('#habits').textContent.includes('itself')")
+    page.wait_for_selector("#habits:has-text('itself')")
     rows = page.evaluate("() => explorer.heads.rows(0).slice(2).map((heads) => heads.map((row) => [...row]))")
     shares = [np.mean([heads[head][-2] for heads in rows]) for head in (0, 1)]
     best = int(np.argmax(shares))
     share = page.evaluate("percent", shares[best])
-    assert f"on the previous token 1.{best + 1} ({share}), on the token itself" in page.inner_text("#habits")
+    assert f"on the previous token: 1.{best + 1} ({share}); on the token itself" in page.inner_text("#habits")
     page.fill("#prompt", "Once")
     page.fill("#most", "1")
     _write(page)
-    page.wait_for_function("document.querySelector('#habits').textContent.includes('10 tokens or more')")
+    page.wait_for_selector("#habits:has-text('10 tokens or more')")
     assert page.locator("#heads b").count() == 0
 
 
@@ -640,7 +641,7 @@ def test_a_finger_is_shown_the_alternatives_and_the_way(browser, file):
     _open(page, file[0])
     page.tap("#token-2")
     page.tap("#hover button:has-text('Look inside')")
-    page.wait_for_function("document.querySelector('#inside-title').getBoundingClientRect().top < 60")
+    assert page.locator("#inside-title").bounding_box()["y"] < 60
     assert page.inner_text("#inside-title").startswith("Token 2") and not page.is_visible("#hover")
     page.close()
 

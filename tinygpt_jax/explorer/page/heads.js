@@ -60,11 +60,11 @@ class HeadsView {
     if (!kinds.length) return `What a head looks at on average is said of ${FEWEST_ROWS + 2} tokens or more.`;
     const said = kinds.map(({ name }, kind) => {
       const best = heads.reduce((one, other) => (other.habits[kind].share > one.habits[kind].share ? other : one));
-      return `on ${name} ${best.name} (${percent(best.habits[kind].share)})`;
+      return `on ${name}: ${best.name} (${percent(best.habits[kind].share)})`;
     });
     const marked = heads.some(({ habits }) => habits.some(({ share }) => share > MARKED));
     const key = marked ? " A mark at a head: more than half." : "";
-    return `On average over the text, the head that looks most ${said.join(", ")}.${key}`;
+    return `The heads that look most, on average over the text, ${said.join("; ")}.${key}`;
   }
 
   // The shares of its weight, averaged over the tokens that have a choice; none where these are too few to mean anything.

@@ -53,6 +53,7 @@ class Explorer {
     const between = () => {
       if (performance.now() - shown < 120) return;
       this.text.show(this.reading);
+      this.show_figures();
       shown = performance.now();
     };
     await at_work(generator, stopping.signal, between);

@@ -119,10 +119,12 @@ class TextView {
       $("inside").scrollIntoView();
     };
     const way = touched ? [element("button", { click: down }, "Look inside")] : [];
-    this.hover.replaceChildren(element("b", {}, this.spans[place].getAttribute("aria-label")), beside ?? "", ...way);
+    this.hover.replaceChildren(element("b", {}, this.spans[place].getAttribute("aria-label")), ...way, beside ?? "");
     this.hover.hidden = false;
     const rect = this.spans[place].getClientRects()[0], { clientWidth, clientHeight } = document.documentElement;
-    const { offsetWidth, offsetHeight } = this.hover, below = clientHeight - rect.bottom;
+    const below = clientHeight - rect.bottom;
+    this.hover.style.maxHeight = `${Math.max(below, rect.top) - 8}px`;
+    const { offsetWidth, offsetHeight } = this.hover;
     const top = below < offsetHeight && rect.top > below ? rect.top - offsetHeight : rect.bottom;
     this.hover.style.left = `${Math.max(8, Math.min(rect.left, clientWidth - offsetWidth - 8)) + scrollX}px`;
     this.hover.style.top = `${Math.max(0, top + scrollY)}px`;
