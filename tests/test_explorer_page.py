@@ -35,7 +35,7 @@ VARIANTS = {
         "tie_embeddings": False,
     },
     "pre-LN, GELU, learned": {"norm": "pre", "activation": "gelu", "positions": "learned", "tie_embeddings": False},
-    "pre-LN, ReLU, rotary": {"norm": "pre", "activation": "relu", "positions": "rotary"},
+    "pre-LN, ReLU, rotary": {"norm": "pre", "activation": "relu", "positions": "rotary", "tie_embeddings": False},
     "post-LN, GELU, learned": {"norm": "post", "activation": "gelu", "positions": "learned"},
 }
 VOCABULARY = compact(np.isin(np.arange(50_257), np.arange(300, 344)))  # 301 tokens
