@@ -22,6 +22,7 @@ CALLS = {
     "self_attention": [[(2, length, 24), 2] for length in (31, blockwise.LONG_CONTEXT + 33)],
     "linear": [[(2, 3, 4), (4, 9), (9,)], [(5, 9), (9, 4)], [(1, 1, 1), (1, 1), (1,)]],
     "feed_forward": [[(2, 3, 4), (4, 7), (7,), (7, 4), (4,), activation] for activation in ("relu", "gelu")],
+    "orthogonal_direction": [[(5, 5)], [(3, 7)], [(7, 3)], [(2, 5, 3)]],
     "embed": [[(11, 6), jnp.asarray(np.random.default_rng(1).integers(1, 11, (3, 50)))]],
     "attention": [
         *([*[(2, 3, 31, 8)] * 3, None, causal] for causal in (True, False)),

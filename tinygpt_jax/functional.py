@@ -14,6 +14,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int, Key
 
+NEWTON_SCHULZ = 3.4445, -4.7750, 2.0315  # Jordan et al. 2024
+
 
 def linear(
     x: Float[Array, "*batch i"], weight: Float[Array, "i o"], bias: Float[Array, " o"] | None = None
@@ -98,7 +100,7 @@ def orthogonal_direction(matrix: Float[Array, "*batch m n"], steps: int = 5) -> 
     The Newton-Schulz iteration of Muon, X <- a X + (b A + c A^2) X with A = X X^T, whose coefficients bring singular
     values near 1 (0.7 to 1.2) in five steps and not exactly to 1 (Jordan et al. 2024).
     """
-    a, b, c = 3.4445, -4.7750, 2.0315
+    a, b, c = NEWTON_SCHULZ
     is_tall = matrix.shape[-2] > matrix.shape[-1]
     x = jnp.swapaxes(matrix, -1, -2) if is_tall else matrix
     x = x / (jnp.linalg.norm(x, axis=(-2, -1), keepdims=True) + 1e-7)

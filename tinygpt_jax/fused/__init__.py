@@ -16,5 +16,6 @@ from tinygpt_jax.fused.blockwise import attention as attention
 from tinygpt_jax.fused.blockwise import self_attention as self_attention
 from tinygpt_jax.fused.embedding import embed as embed
 from tinygpt_jax.fused.loss import head_cross_entropy as head_cross_entropy
+from tinygpt_jax.fused.orthogonal import orthogonal_direction as orthogonal_direction
 from tinygpt_jax.fused.products import feed_forward as feed_forward
 from tinygpt_jax.fused.products import linear as linear

@@ -9,6 +9,7 @@ from tinygpt_jax.fused import embed as embed
 from tinygpt_jax.fused import feed_forward as feed_forward
 from tinygpt_jax.fused import linear as linear
 from tinygpt_jax.fused import merge_heads as merge_heads
+from tinygpt_jax.fused import orthogonal_direction as orthogonal_direction
 from tinygpt_jax.fused import rotary as rotary
 from tinygpt_jax.fused import sinusoidal_encoding as sinusoidal_encoding
 from tinygpt_jax.fused import split_heads as split_heads

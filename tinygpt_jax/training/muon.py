@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from tinygpt_jax.functional import orthogonal_direction
+from tinygpt_jax.fused import orthogonal_direction
 
 # An update as large as AdamW's usual one (Liu et al. 2025, 2.2: its root mean square is 0.2 to 0.4).
 _LIKE_ADAMW = 0.2
