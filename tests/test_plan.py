@@ -141,7 +141,7 @@ def test_how_long_a_run_is(tmp_path):
     assert config == reference and updates == round(5 * 2_119_719 / 32) and "5 epochs of 2,119,719 stories" in length
     assert plan.workload(modern)[1] == round(2 * 474_000_000 / 128 / 256)
     laptop = plan.workload(presets.get("laptop").config)
-    assert laptop[0].model.vocab_size == 5257 and laptop[1] == 1600
+    assert laptop[0].model.vocab_size == 5257 and laptop[1] == 4400
     stories = tmp_path / "stories.txt"
     stories.write_text("<|endoftext|>".join(f"The cat saw {number} dogs." for number in range(200)))
     data = dataclasses.replace(reference.data, source=str(stories), cache_dir=str(tmp_path), vocabulary="compact")
