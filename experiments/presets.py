@@ -35,7 +35,7 @@ PRESETS = {
         Config(
             replace(_SMALL, n_layers=6, n_heads=2, activation="gelu", positions="rotary"),
             DataConfig(vocabulary="compact", max_vocab=5000, layout="packed"),
-            replace(_FOR_CPUS, learning_rate=2e-3, matrices="muon"),
+            replace(_FOR_CPUS, learning_rate=2e-3, weight_decay=0.4, matrices="muon"),
             TrainingConfig(steps=4400, batch_size=8, eval_every=550, eval_batches=40),
         ),
     ),
