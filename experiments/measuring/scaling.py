@@ -80,7 +80,9 @@ def configuration(size: Size, devices: int) -> Config:
         positions="learned",
     )
     config = presets.get("tinystories-modern").config
-    return replace(config, model=model, training=replace(config.training, batch_size=size.rows * devices))
+    optimizer = replace(config.optimizer, matrices="adamw")  # GPT-2's, and the larger state of the two
+    training = replace(config.training, batch_size=size.rows * devices)
+    return replace(config, model=model, optimizer=optimizer, training=training)
 
 
 def row(config: Config, devices: int, mesh: str) -> list[str]:
