@@ -44,9 +44,9 @@ PRESETS = {
         Config(training=TrainingConfig(log_every=100)),
     ),
     "tinystories-modern": Preset(
-        "the same size and data with pre-LN, GELU, rotary positions, Muon, packed rows, a larger batch, and a cosine",
+        "the same size and data with pre-LN, GELU, Muon, packed rows, a larger batch and rate with warmup and cosine",
         Config(
-            ModelConfig(norm="pre", activation="gelu", dropout=0.0, positions="rotary"),
+            ModelConfig(norm="pre", activation="gelu", dropout=0.0),
             DataConfig(layout="packed"),
             OptimizerConfig(
                 learning_rate=6e-4,
