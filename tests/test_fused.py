@@ -70,6 +70,13 @@ def value_and_gradients(function, arguments, drawn):
     return value, pull_back(jnp.cos(jnp.arange(value.size, dtype=value.dtype)).reshape(value.shape))
 
 
+def test_orthogonal_direction_of_a_matrix_that_lacks_directions(draw):
+    """Their eigenvalues are rounding errors, which the iteration on the Gram matrix lets grow."""
+    matrix = draw(64, 3) @ draw(3, 256)
+    actual = jax.jit(fused.orthogonal_direction)(jnp.float32(matrix))
+    np.testing.assert_allclose(actual, reference.orthogonal_direction(matrix), atol=1e-4)
+
+
 @pytest.mark.parametrize("length", [1, 32, 100])
 def test_attention_in_blocks(length):
     """Value and all three gradients, at lengths that fill blocks and that do not."""
