@@ -69,7 +69,10 @@ def test_fewer_steps_and_other_stories_are_for_all(small):
     [
         ("", "--list small: there is no such list; there are none"),
         ("[small", "lists.toml is damaged"),
-        ("[small]\nbase = ''", "lacks 'variants'"),
+        ("[small]\nbase = ''", "needs a text, base, and a table"),
+        ("[small]\nbase = ''\n[small.variants]", "needs a text, base, and a table"),
+        ("[small]\nbase = ''\nvariants = 'a'", "needs a text, base, and a table"),
+        (LIST.replace("--batch-size 8", "--batch-size 8 --seed 7"), "only the batch: --seed is not a variant's"),
         (LIST.replace("--preset quickstart", ""), "list small, base: give it a --preset"),
         (
             LIST.replace("--preset quickstart", "--preset tinystories").replace("--steps 40", ""),
@@ -187,6 +190,8 @@ def test_what_is_finished_is_measured_once_and_never_trained_again(trained, smal
     monkeypatch.setattr(ablation, "measure", lambda *_: pytest.fail("measured again"))
     del trained[:]
     assert json.loads(call(capsys, tmp_path, "--seeds", "1", "--json")) == report
+    with pytest.raises(UserError, match=r"the-base/0 is a run of \d+ updates, and not of 5: give --steps as then"):
+        call(capsys, tmp_path, "--seeds", "1", "--steps", "5")
     assert trained == []
 
     markdown = call(capsys, tmp_path, "--seeds", "1", "--part", "table", "--markdown").splitlines()
@@ -202,7 +207,9 @@ def test_a_run_that_is_stopped_stops_the_rest(trained, tmp_path, capsys, monkeyp
         call(capsys, tmp_path)
 
 
-@pytest.mark.parametrize("flags", ["--seeds 0", "--repeats 0", "--steps 0", "--list large", "--valid nowhere.txt"])
+@pytest.mark.parametrize(
+    "flags", ["--seeds 0", "--repeats 0", "--steps 0", "--list large", "--valid nowhere.txt", "--data elsewhere.txt"]
+)
 def test_what_cannot_be_is_refused_before_any_work(trained, tmp_path, capsys, flags):
     with pytest.raises(UsageError, match=flags.split()[1]):
         call(capsys, tmp_path, *flags.split())

@@ -156,7 +156,7 @@ def test_a_run_under_way_is_compared_as_far_as_it_goes(curves, tmp_path):
             f"(training.steps: 50 here, {QUICKSTART.training.steps} there)",
         ),
         (QUICKSTART, CORPUS | {"fingerprint": "0" * 64}, "it learns from other stories than the reference runs"),
-        (QUICKSTART, {"source": "builtin"}, "its corpus.json does not say which stories it learns from"),
+        (QUICKSTART, {"source": "builtin"}, "which stories it learns from is not known"),
     ],
 )
 def test_other_settings_or_stories_are_not_compared(curves, tmp_path, config, corpus, says):
@@ -288,6 +288,20 @@ def test_what_cannot_be_compared_in_nats_is_told_in_the_terminal_too(several, tm
         assert "compare bits per byte, not nats." in told
     compare.main([str(several[0]), str(several[1])])
     assert "not nats" not in capsys.readouterr().out
+
+
+def test_a_run_under_way_is_not_in_the_figures_of_its_group(several, tmp_path, capsys):
+    """Its losses are of an earlier stretch: their spread would not be one of seeds."""
+    late = a_run(tmp_path / "usual/late", seed=7, steps=400)
+    only, with_it = (figures(read_groups([*several[:2], *more])[0]) for more in ([], [late]))
+    assert with_it == only and only["runs"] == 2
+    compare.main([*map(str, several[:2]), str(late)])
+    assert f"{late} is at step 400 and others at 1,000: not in the figures." in capsys.readouterr().out
+
+
+def test_a_run_that_has_logged_nothing_is_not_inside_a_band(curves, tmp_path):
+    record = read_record(a_run(tmp_path / "run", steps=20))
+    assert str(verdict(record, [curves])) == "not compared with reference curves: it has not logged 50 updates yet"
 
 
 def test_groups_have_names_that_tell_them_apart(several, tmp_path):
@@ -451,10 +465,10 @@ def test_a_planted_beta2_is_only_in_the_optimizer(parts, no_update, value):
 def test_planted_tells_which_runs_are_outside(curves, tmp_path, monkeypatch, capsys):
     """Nothing is trained: with a mistake and a seed of the reference the loss is higher, else it is not."""
 
-    def train(config, mistake, workdir, share):
+    def train(config, mistake, workdir, updates):
         seed = config.training.seed
         a_run(workdir, config, seed, change=add("loss", 0.3) if mistake and seed == 0 else add("loss", 0))
-        (workdir / planted.DONE).touch()
+        (workdir / planted.DONE).write_text(str(updates))
 
     monkeypatch.setattr(planted, "shipped", lambda: [curves])
     monkeypatch.setattr(planted, "use_device", lambda: None)
@@ -468,5 +482,11 @@ def test_planted_tells_which_runs_are_outside(curves, tmp_path, monkeypatch, cap
     assert re.search(r"^sound 101 +no *$", printed, re.MULTILINE)
     monkeypatch.setattr(planted, "train", lambda *_: pytest.fail("trained again"))
     planted.main(flags)
+    for wrong, said in (
+        ("--data stories.txt", "quickstart learns from the built-in"),
+        ("--first-seed -5", "--first-seed"),
+    ):
+        with pytest.raises(UsageError, match=said):
+            planted.main([*flags, *wrong.split()])
     with pytest.raises(UsageError, match="--preset laptop: there are reference curves of quickstart"):
         planted.main([*flags, "--preset", "laptop"])

@@ -46,7 +46,8 @@ class ModelConfig(Settings):
         if self.positions == "sinusoidal":
             require(self.d_model % 2 == 0, "d_model", self.d_model, "must be even for sinusoidal positions")
         if self.positions == "rotary":
-            require(self.head_dim % 2 == 0, "d_model", self.d_model, "must be even in each head for rotary positions")
+            advice = f"{self.head_dim} of {self.d_model} features in a head: rotary positions need an even number"
+            require(self.head_dim % 2 == 0, "n_heads", self.n_heads, advice)
 
     @property
     def head_dim(self) -> int:

@@ -28,7 +28,7 @@ class Settings:
             shown = f"of {len(str(abs(value)))} digits" if huge else value
             for limits in _ranges(annotated[name]):
                 default = getattr(type(self), name)
-                advice = "" if default is None else f"; the default is {default}"
+                advice = "" if default is None else f", such as {default}"
                 fits = value is None or limits.least <= value <= limits.largest
                 require(fits, name, shown, f"must be {limits}{advice}")
             require(not huge, name, shown, "must be below 2^53")

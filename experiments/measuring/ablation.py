@@ -1,11 +1,12 @@
 """What each choice of a recipe gains: python -m experiments.measuring.ablation --list NAME --to FOLDER
 
-train      trains every variant of a list (ablations.toml) on as many tokens, with several seeds, each in a run folder
-           of its own, FOLDER/variant/seed; what is finished is not trained again, and what was stopped goes on
+train      trains every variant of a list on as many tokens, with several seeds, each in a run folder of its own,
+           FOLDER/variant/seed; what is finished is not trained again, and what was stopped goes on
 time       lets the variants' updates take turns, and measures how long each takes beside the first's
 table      only prints what is there
 
-Each part ends with the table of all that was found so far.
+Each part ends with the table of all that was found so far. The lists are in ablations.toml, beside this file, and you
+can add your own there; `--list try` takes seconds.
 """
 
 import gc
@@ -25,7 +26,7 @@ from experiments.measuring.variants import Variant, read_list
 from tinygpt_jax.config import FREE_TO_CHANGE, Config
 from tinygpt_jax.data.stories import find_source
 from tinygpt_jax.devices import describe_devices, restart_with_huge_pages, use_device
-from tinygpt_jax.errors import UserError, require
+from tinygpt_jax.errors import UsageError, UserError, require
 from tinygpt_jax.files import read_text, sha256_of, write_atomically
 from tinygpt_jax.runs.folder import described
 
@@ -57,8 +58,15 @@ def main(argv: Sequence[str] | None = None) -> None:
         value = getattr(arguments, name)
         require(value is None or value >= 1, f"--{name}", value, "must be at least 1")
     variants = read_list(arguments.list, arguments.source, arguments.steps)
-    if arguments.valid is not None:
-        find_source(arguments.valid, 1)  # a wrong name is told before the training and not after it
+    for flag, source in (("--data", arguments.source), ("--valid", arguments.valid)):
+        if source is not None:  # a wrong name is told before the training and not after it
+            try:
+                find_source(source, 1)
+            except UsageError as error:
+                raise UsageError(str(error).replace("--data", flag, 1)) from None
+    if arguments.part == "table" and not arguments.to.is_dir():
+        raise UserError(f"--to {arguments.to}: no such folder")
+    _check_lengths(variants, arguments)
     use_device()
     if arguments.part == "train":
         for seed in range(arguments.seeds):  # all variants of a seed first: they can be compared early
@@ -78,6 +86,23 @@ def main(argv: Sequence[str] | None = None) -> None:
         print("\n".join([head, re.sub("[^|]+", "---", head), *lines]))
     else:
         print_table(title, table)
+
+
+def _check_lengths(variants: Sequence[Variant], arguments: Arguments) -> None:
+    """Runs of another length are another experiment: to go on with them would stretch their schedules.
+
+    Raises:
+        UserError: there are such.
+    """
+    for variant in variants:
+        for seed in range(arguments.seeds):
+            workdir = _workdir(variant, seed, arguments)
+            trained = described(workdir)
+            if trained is not None and trained.training.steps != variant.updates:
+                raise UserError(
+                    f"{workdir} is a run of {trained.training.steps:,} updates, and not of {variant.updates:,}: give "
+                    "--steps as then, or another folder with --to"
+                )
 
 
 def _finish(variant: Variant, seed: int, arguments: Arguments) -> None:

@@ -18,7 +18,7 @@ from experiments.measuring.tables import Table, print_table
 from tinygpt_jax.config import Config
 from tinygpt_jax.devices import describe_devices, restart_with_huge_pages, use_device
 from tinygpt_jax.errors import UsageError, UserError, require
-from tinygpt_jax.files import write_atomically
+from tinygpt_jax.files import read_text, write_atomically
 from tinygpt_jax.report.comparison import Verdict, verdict
 from tinygpt_jax.report.reference import CURVES, shipped
 from tinygpt_jax.runs.record import read_record
@@ -44,26 +44,29 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Parse the flags, train, and compare."""
     arguments = cli.parse(Arguments, argv)
     require(arguments.seeds >= 0, "--seeds", arguments.seeds, "must be at least 0")
+    require(arguments.first_seed >= 0, "--first-seed", arguments.first_seed, "must be at least 0")
     require(0 < arguments.share <= 1, "--share", arguments.share, "must be above 0 and at most 1")
     known = {reference.preset: reference for reference in shipped()}
     if arguments.preset not in known:
         raise UsageError(f"--preset {arguments.preset}: there are reference curves of {', '.join(known) or 'none'}")
     config = presets.get(arguments.preset).config
     if arguments.source:
+        if config.data.source == "builtin":
+            raise UsageError(f"--data {arguments.source}: {arguments.preset} learns from the built-in stories")
         config = replace(config, data=replace(config.data, source=arguments.source))
     use_device()
     table: Table = {}
+    updates = max(1, round(arguments.share * (config.training.steps or 1)))
     for name, (seed, mistake) in runs(arguments, known[arguments.preset].seeds).items():
         workdir = arguments.to / arguments.preset / name
-        if not (workdir / DONE).exists():
+        if not (workdir / DONE).exists() or read_text(workdir / DONE) != str(updates):
             print(f"\n{name}", file=sys.stderr, flush=True)
-            train(replace(config, training=replace(config.training, seed=seed)), mistake, workdir, arguments.share)
+            train(replace(config, training=replace(config.training, seed=seed)), mistake, workdir, updates)
         found = verdict(read_record(workdir), [known[arguments.preset]])
         if found.why_not:
             raise UserError(f"{workdir}: {found}")
         first = min((excursion.first for excursion in found.excursions), default=None)
         table[name] = {"outside": "no" if first is None else f"from step {first:,}", "what": _what(found)}
-    updates = round(arguments.share * (config.training.steps or 1))
     print_table(f"{arguments.preset}, {updates:,} updates, {describe_devices()}", table)
     sound = [row["outside"] for name, row in table.items() if name.startswith(SOUND)]
     planted = [row["outside"] for name, row in table.items() if not name.startswith(SOUND)]
@@ -84,8 +87,8 @@ def runs(arguments: Arguments, known: Sequence[int]) -> dict[str, tuple[int, str
     }
 
 
-def train(config: Config, mistake: str, workdir: Path, share: float) -> None:
-    """The first updates of a run, with a mistake or (empty) none, and what a run's folder tells of them."""
+def train(config: Config, mistake: str, workdir: Path, updates: int) -> None:
+    """A run's first updates, with a mistake or (empty) none, and what a run's folder tells of them."""
     import jax
 
     from tinygpt_jax.data.corpus import prepare
@@ -111,12 +114,12 @@ def train(config: Config, mistake: str, workdir: Path, share: float) -> None:
         if (step + 1) % config.training.eval_every == 0:
             log.read()
             log.evaluated(step + 1, evaluate(evaluated, state.params, map(batch_of, parts.validation)))
-        if step + 1 >= share * parts.total_steps:
+        if step + 1 >= updates:
             break
     log.read()
     log.close()
     jax.clear_caches()
-    write_atomically(workdir / DONE, b"")
+    write_atomically(workdir / DONE, str(updates).encode())
 
 
 def _remake(parts: Any, model: Any, optimizer: Any) -> None:

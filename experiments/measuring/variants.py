@@ -13,6 +13,7 @@ from tinygpt_jax.errors import UsageError, UserError
 from tinygpt_jax.files import read_text
 
 LISTS = Path(__file__).with_name("ablations.toml")
+_NOT_OF_A_VARIANT = ("--seed", "--workdir")
 
 
 @dataclass(frozen=True)
@@ -54,10 +55,11 @@ def read_list(name: str, source: str | None = None, steps: int | None = None) ->
         raise UserError(f"{LISTS} is damaged: {error}") from None
     if name not in lists:
         raise UsageError(f"--list {name}: there is no such list; there are {', '.join(lists) or 'none'}")
+    base, texts = (lists[name].get(part) for part in ("base", "variants"))
+    if not isinstance(base, str) or not isinstance(texts, dict) or not texts or set(map(type, texts.values())) != {str}:
+        raise UserError(f"{LISTS}: the list {name} needs a text, base, and a table of at least one text, variants")
     try:
-        return _variants(lists[name]["base"], lists[name]["variants"], source, steps)
-    except KeyError as error:
-        raise UserError(f"{LISTS}: the list {name} lacks {error}") from None
+        return _variants(base, texts, source, steps)
     except UsageError as error:
         raise UsageError(f"list {name}, {error}") from None
 
@@ -77,6 +79,8 @@ def _variants(base: str, texts: dict[str, str], source: str | None, steps: int |
         if name != first and on not in found:
             raise UsageError(f"{name}: there is no variant {on} before it")
         flags = base if name == first else f"{found[on].flags} {added.strip()}"
+        if own := [flag for flag in _NOT_OF_A_VARIANT if _given(flags, flag)]:
+            raise UsageError(f"{name}: {own[0]} is not a variant's: every run has a folder and a seed of its own")
         try:
             config = configured(flags)
         except UsageError as error:

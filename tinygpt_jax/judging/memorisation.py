@@ -37,7 +37,10 @@ def memorisation_section(corpus: Integer[np.ndarray, " t"], columns: Mapping[str
         Row("longest span", spans, "count", "tokens of the longest run of any story that stands in a training story"),
         Row("its median", middle, "count", "the same of each story, half of them less, half more"),
         Row(
-            "whole stories", whole, "share", "stories that stand in a training story from their first token to the last"
+            "whole stories",
+            whole,
+            "share",
+            "stories, short ones mostly, that stand in a training story from first token to last",
         ),
     ]
     about = "what stands in the training stories, of stories that the model wrote and of held-out ones"

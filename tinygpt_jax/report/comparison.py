@@ -14,7 +14,7 @@ from typing import Any
 
 from tinygpt_jax.config import FREE_TO_CHANGE, Config
 from tinygpt_jax.errors import UserError
-from tinygpt_jax.report.reference import Excursion, Reference
+from tinygpt_jax.report.reference import WINDOW, Excursion, Reference, comparable
 from tinygpt_jax.runs.record import RunRecord, read_record
 
 # How long a run is changes a schedule, and with it every update.
@@ -44,10 +44,16 @@ class Group:
         curves = (record.curves["validation_loss"] for record in self.records.values())
         return [min(value for _, value in curve) for curve in curves if curve]
 
-    def steps(self) -> list[int]:
-        """How many updates are logged of each run."""
-        curves = (record.curves["loss"] for record in self.records.values())
-        return [int(curve[-1][0]) if curve else 0 for curve in curves]
+    def steps(self) -> dict[str, int]:
+        """Folder -> how many updates are logged of it."""
+        curves = {folder: record.curves["loss"] for folder, record in self.records.items()}
+        return {folder: int(curve[-1][0]) if curve else 0 for folder, curve in curves.items()}
+
+    def furthest(self) -> "Group":
+        """Those of the runs that have come as far as any: the figures of others are of other stretches."""
+        steps = self.steps()
+        there = {folder: record for folder, record in self.records.items() if steps[folder] == max(steps.values())}
+        return dataclasses.replace(self, records=there)
 
     def rate(self) -> list[float]:
         """Tokens per second, the median of each run."""
@@ -153,6 +159,8 @@ def _settings(record: RunRecord) -> dict[str, str]:
 
 def verdict(record: RunRecord, references: Sequence[Reference]) -> Verdict:
     """What those reference curves that a run can be compared with say of it; there is at least one preset's."""
+    if not comparable(record, "loss"):
+        return Verdict(None, (), f"it has not logged {WINDOW} updates yet")
     for reference in references:
         if reference.why_not(record) is None:
             return Verdict(reference.preset, reference.excursions(record))
@@ -170,8 +178,12 @@ def told(verdicts: Mapping[str, Verdict]) -> list[str]:
 
 
 def figures(group: Group) -> dict[str, Any]:
-    """A group's final figures: each as (mean, sample standard deviation or None), losses in nats per token."""
-    found: dict[str, Any] = {"runs": len(group.records), "steps": max(group.steps(), default=0)}
+    """Final figures of a group's runs, of those that have come as far as any.
+
+    Each is (mean, sample standard deviation or None), losses in nats per token.
+    """
+    group = group.furthest()
+    found: dict[str, Any] = {"runs": len(group.records), "steps": max(group.steps().values(), default=0)}
     values = {
         "training loss": group.last("loss"),
         "validation loss": group.last("validation_loss"),
@@ -203,8 +215,12 @@ def remarks(groups: Sequence[Group]) -> Iterator[str]:
     for group in groups:
         for copy, first in group.copies.items():
             yield f"{copy} has the seed and the losses of {first}: the two count as one run."
+        steps = group.steps()
+        for folder, step in steps.items():
+            if step < max(steps.values()):
+                yield f"{folder} is at step {step:,} and others at {max(steps.values()):,}: not in the figures."
         seeds: dict[int | None, list[str]] = {}
-        for folder, record in group.records.items():
+        for folder, record in group.furthest().records.items():
             seeds.setdefault(_seed(record), []).append(folder)
         for seed, same in seeds.items():
             if len(same) > 1:

@@ -128,7 +128,7 @@ class Reference:
             more = f" and {len(different) - 3} more" if len(different) > 3 else ""
             return f"its settings are not those of {self.preset} ({'; '.join(different[:3])}{more})"
         if (fingerprint := record.corpus.get("fingerprint")) is None:
-            return "its corpus.json does not say which stories it learns from: it is of an earlier version"
+            return "which stories it learns from is not known: it has no corpus.json, or one of an earlier version"
         if fingerprint != self.fingerprint:
             return f"it learns from other stories than the reference runs of {self.preset}"
         return None
