@@ -301,7 +301,10 @@ def test_a_run_under_way_is_not_in_the_figures_of_its_group(several, tmp_path, c
 
 def test_a_run_that_has_logged_nothing_is_not_inside_a_band(curves, tmp_path):
     record = read_record(a_run(tmp_path / "run", steps=20))
-    assert str(verdict(record, [curves])) == "not compared with reference curves: it has not logged 50 updates yet"
+    assert (
+        str(verdict(record, [curves]))
+        == "not compared with reference curves: it has logged no 50 updates yet, and no evaluation"
+    )
 
 
 def test_groups_have_names_that_tell_them_apart(several, tmp_path):

@@ -14,7 +14,7 @@ from typing import Any
 
 from tinygpt_jax.config import FREE_TO_CHANGE, Config
 from tinygpt_jax.errors import UserError
-from tinygpt_jax.report.reference import WINDOW, Excursion, Reference, comparable
+from tinygpt_jax.report.reference import CURVES, WINDOW, Excursion, Reference, comparable
 from tinygpt_jax.runs.record import RunRecord, read_record
 
 # How long a run is changes a schedule, and with it every update.
@@ -159,8 +159,8 @@ def _settings(record: RunRecord) -> dict[str, str]:
 
 def verdict(record: RunRecord, references: Sequence[Reference]) -> Verdict:
     """What those reference curves that a run can be compared with say of it; there is at least one preset's."""
-    if not comparable(record, "loss"):
-        return Verdict(None, (), f"it has not logged {WINDOW} updates yet")
+    if not any(comparable(record, curve) for curve in CURVES):
+        return Verdict(None, (), f"it has logged no {WINDOW} updates yet, and no evaluation")
     for reference in references:
         if reference.why_not(record) is None:
             return Verdict(reference.preset, reference.excursions(record))
