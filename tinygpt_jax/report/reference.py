@@ -33,8 +33,8 @@ CURVES = {
 DEVIATIONS = 6.0
 LEAST = {"loss": 0.005, "validation_loss": 0.005, "ratio": 0.01, "gradient_norm": 0.1}
 
-# Of a run with a seed of the reference: up to this step, this share of that seed's own loss. With the textbook's formulas
-# or in bfloat16 it differs by 0.0007 at most until then, and by 0.004 at step 200 of the quickstart.
+# Of a run with a seed of the reference: up to this step, this share of that seed's own loss. With plain arithmetic or
+# in bfloat16 it differs by 0.0007 at most until then, and by 0.004 at step 200 of the quickstart.
 SAME_SEED_STEPS, SAME_SEED_SHARE = 150, 0.002
 
 _FILES = Path(__file__).parent
