@@ -6,6 +6,7 @@ reference, whose first losses are known up to rounding, and with another one.
 """
 
 import dataclasses
+import math
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -56,7 +57,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         config = replace(config, data=replace(config.data, source=arguments.source))
     use_device()
     table: Table = {}
-    updates = max(1, round(arguments.share * (config.training.steps or 1)))
+    training = config.training
+    # To the end of a line of metrics.jsonl: an evaluation is compared with the updates before it once they are logged.
+    updates = math.ceil(arguments.share * (training.steps or 1) / training.log_every) * training.log_every
     for name, (seed, mistake) in runs(arguments, known[arguments.preset].seeds).items():
         workdir = arguments.to / arguments.preset / name
         if not (workdir / DONE).exists() or read_text(workdir / DONE) != str(updates):
