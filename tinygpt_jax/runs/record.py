@@ -76,7 +76,7 @@ def read_record(workdir: Path) -> RunRecord:
         UserError: `workdir` is not a run folder: no such folder, a checkpoint, or without configuration and metrics.
     """
     if not workdir.is_dir():
-        raise UserError(f"{workdir}: no such folder; give the folder of a run")
+        raise UserError(f"{workdir}: no such folder; give the --workdir of a run")
     if (workdir / "progress.json").exists() and not (workdir / "metrics.jsonl").exists():
         run = workdir.resolve().parents[1]
         raise UserError(f"{workdir} is a checkpoint and no run folder; give the run that it is of, such as {run}")
