@@ -442,12 +442,22 @@ def test_it_stops_and_answers_while_it_writes(page):
     """The page draws while thousands of tokens are written, and the button ends that."""
     page.fill("#most", "100000")
     page.fill("#temperature", "1000")
-    page.evaluate(
-        "() => { globalThis.frames = 0; const tick = () => { frames++; requestAnimationFrame(tick); }; tick(); }"
-    )
+    # The page itself presses the button: from out here it would be pressed so late that the story may have ended.
+    page.evaluate("""() => {
+        globalThis.frames = 0;
+        let stopped = false;
+        const tick = () => {
+            frames++;
+            if (!stopped && document.querySelector("#token-300")) {
+                stopped = true;
+                document.querySelector("#write-panel .stop").click();
+            }
+            requestAnimationFrame(tick);
+        };
+        tick();
+    }""")
     page.click("#write")
     page.wait_for_selector("#token-300", timeout=60_000)
-    page.click("#write-panel .stop")
     page.wait_for_selector(READY)
     assert 300 <= page.evaluate("explorer.reading.tokens.length") < 100_000
     assert page.evaluate("frames") > 3
