@@ -44,8 +44,8 @@ PRESETS = {
         Config(training=TrainingConfig(log_every=100)),
     ),
     "tinystories-modern": Preset(
-        "the same network and data with pre-LN, GELU, rotary positions, a head of its own, Muon, packed rows, a larger "
-        "batch and rate with warmup and cosine",
+        "the same width, depth and data with pre-LN, GELU, rotary positions, a head of its own, Muon, packed rows, a "
+        "larger batch and rate with warmup and cosine",
         Config(
             # With rotary positions a tied head of 768 features finds the input token in its own hidden state at first.
             ModelConfig(norm="pre", activation="gelu", dropout=0.0, positions="rotary", tie_embeddings=False),
