@@ -102,6 +102,38 @@ def test_an_epoch_has_every_row_once(layout, count, batch_size, seed):
         assert sorted(map(bytes, targets[epoch * n_rows : (epoch + 1) * n_rows])) == everything
 
 
+def test_recut_rows_by_hand():
+    """Rows that run past the last token, or forget what is before the first."""
+    rows = Rows(split_of([[1, 2], [3, 4, 5, 6, 7]]), "packed", 4, END)
+    batch = rows.take(np.arange(3), np.array([0, 2, 3]))
+    assert arrays(batch)[0] == [[END, 1, 2, END], [5, 6, 7, END], [2, END, END, END]]
+    assert arrays(batch)[1] == [[1, 2, END, 3], [6, 7, END, 1], [END, END, END, END]]
+    assert arrays(batch)[2] == [[True] * 4, [True] * 4, [True, False, False, False]]
+
+
+@settings(max_examples=20, deadline=None)
+@given(count=st.integers(4, 40), batch_size=st.integers(1, 4), seed=st.integers(0, 2**31 - 1))
+def test_recut_epochs_have_every_token_once_in_other_rows(count, batch_size, seed):
+    """A token that is lost or learned twice where epochs are cut; rows that are the same in each epoch."""
+    split = numbered(count)
+    plain, recut = (
+        TrainingBatches(Rows(split, "packed", 4, END), batch_size, seed, recut=recut) for recut in (False, True)
+    )
+    n_rows = len(recut.rows)
+    batches = [recut[step] for step in range(-(-4 * n_rows // batch_size))]
+    inputs, targets, mask = (np.concatenate(arrays) for arrays in zip(*batches, strict=True))
+    starts = []
+    for epoch in range(4):
+        rows = slice(epoch * n_rows, (epoch + 1) * n_rows)
+        assert sorted(targets[rows][mask[rows]]) == sorted(split.tokens)
+        starts.append({*targets[rows][:, 0].tolist()})
+    assert starts[0] == {*plain.rows.take(np.arange(n_rows)).targets[:, 0].tolist()}
+    assert len(set(map(frozenset, starts))) == 3  # of four: rows of 4 tokens can be cut in four ways, 0, 2, 0, 3
+    follows = dict(zip(split.tokens.tolist(), np.roll(split.tokens, 1).tolist(), strict=True)) | {END: None}
+    for row_inputs, row_targets in zip(inputs[:, 0].tolist(), targets[:, 0].tolist(), strict=True):
+        assert row_targets == END or follows[row_targets] == row_inputs
+
+
 def test_the_order_is_of_the_seed_and_new_in_each_epoch():
     """A shuffle that forgets its seed, or repeats itself; seed 1 starting with the second epoch of seed 0."""
     split = numbered(400)

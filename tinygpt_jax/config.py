@@ -77,6 +77,7 @@ class DataConfig(Settings):
     vocabulary: Literal["gpt2", "compact"] = "gpt2"  # all of GPT-2's tokens, or those that occur plus bytes
     max_vocab: Count | None = None  # compact: keep only this many of the most frequent tokens (plus bytes)
     layout: Literal["padded", "packed"] = "padded"  # one story per row, or stories joined without a gap
+    recut: bool = False  # packed: cut the stories into rows elsewhere in each epoch
     validation_fraction: Share = 0.1  # share of stories held out, unless a split or files named valid or test say which
     builtin_stories: Annotated[int, Range(2)] = 60_000  # how many stories the built-in storyteller writes
     drop_duplicates: bool = False  # keep only the first of identical stories
@@ -89,6 +90,9 @@ class DataConfig(Settings):
         require(self.source != "", "source", "''", "must be builtin, tinystories, or a file or folder")
         if self.max_vocab is not None:
             require(self.vocabulary == "compact", "max_vocab", self.max_vocab, "needs --vocabulary compact")
+        if self.recut:
+            advice = "needs --layout packed, for other rows are not cut from the middle of stories: or give --no-recut"
+            require(self.layout == "packed", "recut", self.recut, advice)
 
 
 @dataclass(frozen=True)

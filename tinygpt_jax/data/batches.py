@@ -17,6 +17,8 @@ from tinygpt_jax.errors import UserError
 
 Layout = Literal["padded", "packed"]
 
+_GOLDEN_SECTION = (5**0.5 - 1) / 2
+
 
 class Batch(NamedTuple):
     """What a model reads, what it should say at each place, and which places count in the loss."""
@@ -48,17 +50,18 @@ class Rows:
             raise IndexError(f"row {index} of {len(self)}")
         return Batch(*(array[0] for array in self.take(np.array([index]))))
 
-    def take(self, indices: Int[np.ndarray, " rows"]) -> Batch:
-        """The rows of these numbers, in their order."""
+    def take(self, indices: Int[np.ndarray, " rows"], shift: Int[np.ndarray, " rows"] | int = 0) -> Batch:
+        """The rows of these numbers, in their order; each `shift` tokens further on, from the end back to the start."""
         places = np.arange(self.context_length)
         starts, stops = self._runs(indices)
-        position = starts[:, None] + places
-        mask = position < stops[:, None]
+        mask = starts[:, None] + places < stops[:, None]
+        # Before the first token stands the last, which is an end-of-text as before every other story.
+        first, around = starts + shift, len(self.tokens)
         targets = np.full(mask.shape, self.end_of_text, np.int32)
-        targets[mask] = self.tokens[position[mask]]
+        targets[mask] = self.tokens[((first[:, None] + places) % around)[mask]]
         inputs = np.empty_like(targets)
         inputs[:, 1:] = targets[:, :-1]
-        inputs[:, 0] = np.where(starts > 0, self.tokens[np.maximum(starts - 1, 0)], self.end_of_text)
+        inputs[:, 0] = self.tokens[(first - 1) % around]
         return Batch(inputs, targets, mask)
 
     def targets_kept(self) -> int:
@@ -85,13 +88,16 @@ class TrainingBatches:
     A batch that reaches past the end of an epoch goes on with the next one. Nothing is kept in memory: Grain's
     index shuffle is a permutation that is computed place by place.
 
+    With `recut`, the (packed) rows of epoch i begin a share of the context later that is i times the golden section:
+    the shares of any number of epochs are spread evenly.
+
     A process that has some of the devices takes the rows of each batch whose places are in `share` (default: all).
 
     Raises:
         UserError: there are fewer rows than a batch.
     """
 
-    def __init__(self, rows: Rows, batch_size: int, seed: int, share: range | None = None) -> None:
+    def __init__(self, rows: Rows, batch_size: int, seed: int, share: range | None = None, recut: bool = False) -> None:
         from grain.experimental import index_shuffle  # imports jax, which looking at rows does not need
 
         if len(rows) < batch_size:
@@ -100,7 +106,7 @@ class TrainingBatches:
                 f"one batch of {batch_size}: give more stories, or a smaller --batch-size or --context-length"
             )
         self.rows, self.batch_size, self.seed, self.share = rows, batch_size, seed, share or range(batch_size)
-        self._index_shuffle = index_shuffle
+        self.recut, self._index_shuffle = recut, index_shuffle
 
     @property
     def per_epoch(self) -> float:
@@ -108,8 +114,9 @@ class TrainingBatches:
         return len(self.rows) / self.batch_size
 
     def __getitem__(self, step: int) -> Batch:
-        first = step * self.batch_size
-        return self.rows.take(np.array([self._shuffled(first + place) for place in self.share]))
+        places = step * self.batch_size + np.array(self.share)
+        shift = self._shift(places // len(self.rows)) if self.recut else 0
+        return self.rows.take(np.array([self._shuffled(place) for place in places.tolist()]), shift)
 
     def iterate(self, start_step: int = 0) -> Iterator[Batch]:
         """`batches[start_step]`, `batches[start_step + 1]` and so on for ever, prepared ahead by threads."""
@@ -117,6 +124,9 @@ class TrainingBatches:
 
         steps = grain.MapDataset.range(start_step, 2**62).map(self.__getitem__)
         return iter(steps.to_iter_dataset(grain.ReadOptions(num_threads=2, prefetch_buffer_size=8)))
+
+    def _shift(self, epochs: Int[np.ndarray, " rows"]) -> Int[np.ndarray, " rows"]:
+        return (epochs * _GOLDEN_SECTION % 1 * self.rows.context_length).astype(np.int64)
 
     def _shuffled(self, place: int) -> int:
         """Which row stands at `place` when the epochs' shuffled rows are written one after another."""

@@ -38,7 +38,7 @@ class Parts:
         )
         self.model = make_model(self.config, mesh)
         share = rows_here(training.batch_size, mesh)
-        self.batches = TrainingBatches(train, training.batch_size, training.seed, share)
+        self.batches = TrainingBatches(train, training.batch_size, training.seed, share, config.data.recut)
         self.validation = EvaluationBatches(validation, training.batch_size, training.eval_batches, share)
         steps = training.steps or training.epochs * self.batches.per_epoch
         require(
