@@ -454,6 +454,14 @@ def test_planted_mistakes_are_what_they_are_called(parts, no_update):
     np.testing.assert_array_equal(batch.targets, batch.inputs)
 
 
+def test_a_beta2_that_the_preset_has_is_no_mistake():
+    """A sound run that counts as one with a mistake, and is not told."""
+    given = replace(QUICKSTART, optimizer=replace(QUICKSTART.optimizer, beta2=0.95))
+    quickstart, changed = (planted.runs(planted.Arguments(), config, [0]) for config in (QUICKSTART, given))
+    assert quickstart.keys() - changed.keys() == {"beta2 of 0.95, seed 0", "beta2 of 0.95, seed 100"}
+    assert changed.keys() < quickstart.keys()
+
+
 @pytest.mark.parametrize("value", planted.WRONG_BETA2)
 def test_a_planted_beta2_is_only_in_the_optimizer(parts, no_update, value):
     planted.MISTAKES[f"beta2 of {value}"](parts, None)
