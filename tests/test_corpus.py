@@ -246,6 +246,17 @@ def test_too_few_stories(tmp_path, texts, message):
         prepare(DataConfig(str(write(tmp_path / "s.txt", texts)), cache_dir=str(tmp_path / "cache")))
 
 
+@pytest.mark.parametrize("count", [2, 5, 40])
+def test_of_few_stories_one_is_held_out(tmp_path, count):
+    """A file of a dozen stories that cannot be trained on; the copy of a held-out story that is learned."""
+    texts = [f"Story {number}." for number in range(count)]
+    source = str(write(tmp_path / "s.txt", [*texts, *texts]))
+    corpus = prepare(DataConfig(source, validation_fraction=1e-6, cache_dir=str(tmp_path / "cache")))
+    held_out, learned = decoded(corpus, corpus.validation), decoded(corpus, corpus.train)
+    assert len(held_out) == 2 and len(set(held_out)) == 1
+    assert sorted({*held_out, *learned}) == sorted(texts) and not set(held_out) & set(learned)
+
+
 @pytest.mark.parametrize("name", ["train.tokens", "validation.offsets", "tokenizer.json", "counts", "manifest.json"])
 def test_a_truncated_or_missing_file_is_refused_by_name_and_rebuilt_on_request(config, name):
     """Training on half a corpus after a copy that was broken off."""

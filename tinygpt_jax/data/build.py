@@ -99,9 +99,11 @@ def _sides(stories: StoryTable, is_copy: np.ndarray, options: dict[str, Any]) ->
     """Where each story goes.
 
     Where the source does not say it: the hash of a story's text, read as a number in [0, 1), is below
-    `validation_fraction` for held-out stories, so a story and its copies are on the same side.
+    `validation_fraction` for held-out stories, so a story and its copies are on the same side. Of so few that there is
+    none, the lowest is held out.
     """
-    by_hash = stories.digests[:, 0] / 2.0**64 < options["validation_fraction"]
+    place = stories.digests[:, 0] / 2.0**64
+    by_hash = (place < options["validation_fraction"]) | (place == place.min()) & (place.min() < place.max())
     sides = np.where(stories.held_out >= 0, stories.held_out, by_hash)
     return np.where(is_copy & options["drop_duplicates"], NOWHERE, sides)
 
