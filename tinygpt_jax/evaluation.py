@@ -102,9 +102,9 @@ class StoryWindows(Rows):
     def __len__(self) -> int:
         return len(self.story)
 
-    def take(self, indices: Int[np.ndarray, " rows"]) -> Batch:
+    def take(self, indices: Int[np.ndarray, " rows"], shift: Int[np.ndarray, " rows"] | int = 0) -> Batch:
         """The windows of these numbers, in their order."""
-        batch = super().take(indices)
+        batch = super().take(indices, shift)
         is_new = np.arange(self.context_length) >= self.context_length - self.stride
         return batch._replace(mask=batch.mask & (is_new | (self.number[indices] == 0)[:, None]))
 
